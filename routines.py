@@ -74,12 +74,13 @@ from PIL import (
 
 Tensors = dict[str, Any]
 logger = logging.getLogger("serving")
-# Of the import that this thread is in: whose routines and families are one server's alone.
+# True while a module of `routine_modules` is being imported: its routines and families belong to
+# the importing server alone and are not declared for the whole process.
 IMPORTING: contextvars.ContextVar[bool] = contextvars.ContextVar("importing", default=False)
 
 
 class ImageError(ValueError):
-    """The picture cannot be had; `too_large` when a limit is why."""
+    """A picture cannot be read; `too_large` says that a limit is the reason."""
 
     def __init__(self, message: str, too_large: bool = False):
         super().__init__(message)
@@ -87,13 +88,13 @@ class ImageError(ValueError):
 
 
 class NoPicture(ValueError):
-    """A signature takes no pictures, or nothing tells that it does."""
+    """A signature takes no pictures, or does not show that it does."""
 
 
 class RoutineError(ValueError):
-    """A routine has nothing to work on in what this model answers, or in this picture."""
+    """A routine cannot work on this model's predictions, or on this picture."""
 
-    step: Any = None  # the routine, where the model never answers what that needs
+    step: Any = None  # the routine, if it needs an array that the model never answers
 
 
 # ==================================================================================================
@@ -103,16 +104,16 @@ class RoutineError(ValueError):
 
 
 def allow_all(size: int) -> None:
-    """Let a picture take whatever it takes."""
+    """Allow any number of bytes: the default for `ImageLimits.allow`."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How pictures are read: how much of one, how long to wait for it, which frame of several.
+    """How pictures are read: size limits, download time in seconds, which frame of several.
 
-    `allow` is told of the bytes that something will take before they are taken, and of a negative
-    number when some of them are free again; what it raises passes. What is transparent is laid on
-    `background`, or with `alpha` stays so: then what has some is RGBA, uint8 [H, W, 4].
+    `allow` is called with a number of bytes before they are allocated, and with a negative number
+    when they are free again; its exceptions pass through. Transparent pixels are laid on
+    `background`; with `alpha`, a picture that has transparency stays RGBA, uint8 [H, W, 4].
     """
 
     max_bytes: int = 50 << 20
@@ -126,11 +127,11 @@ class ImageLimits:
     alpha: bool = False
 
 
-# Pillow reads AVIF from 11.3 on, where its wheel has it.
+# Pillow reads AVIF from 11.3 on, if its wheel was built with it.
 HAS_AVIF = "avif" in features.modules and features.check("avif")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + (("AVIF",) if HAS_AVIF else ())
-MOST_FRAMES = 10_000  # the highest that may be asked for
-FRAMES_DECODED = 8  # times `max_pixels`: of the frames before one, which are decoded with it
+MOST_FRAMES = 10_000  # a requested frame's number is below this
+FRAMES_DECODED = 8  # times `max_pixels`, for a frame and all frames that are decoded before it
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
@@ -139,9 +140,9 @@ def decode_image(data: bytes, limits: ImageLimits) -> np.ndarray:
 
 
 def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read a picture's header alone, and allow for the array that it will be.
+    """Read only a picture's header, and call `allow` for the array that it decodes to.
 
-    A small file that unpacks to a huge picture is refused unopened.
+    A small file that would unpack to a huge picture is refused before it is decoded.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(
@@ -159,16 +160,16 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether bytes are a HEIC or HEIF picture, and no AVIF, which has the same container."""
+    """Whether bytes are a HEIC or HEIF picture, not an AVIF, which uses the same container."""
     brands = data[8:12] + data[16 : int.from_bytes(data[:4], "big")][:200]
     known = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
     return data[4:8] == b"ftyp" and data[8:12] in known and not re.search(b"avi[fs]", brands)
 
 
 def open_heif(data: bytes) -> Image.Image:
-    """Open a HEIC picture with pillow-heif, where that is installed.
+    """Open a HEIC picture with pillow-heif, if it is installed.
 
-    It is asked by itself: as a plug-in of Pillow it would change Pillow for the whole process.
+    It is called directly: registered as a Pillow plug-in it would change the whole process.
     """
     try:
         import pillow_heif  # optional, and some 10 MB
@@ -181,9 +182,9 @@ def open_heif(data: bytes) -> Image.Image:
 
 
 def seek_frame(image: Image.Image, limits: ImageLimits) -> None:
-    """Go to another frame than the first, of an animation, or a page of a TIFF.
+    """Go to a later frame of an animation, or a later page of a TIFF.
 
-    Frames of an animation are decoded one after the other; so many pixels are too many.
+    An animation's frames are decoded in turn up to the wanted one, so their total is limited.
     """
     pixels = (limits.frame + 1) * image.width * image.height
     if image.format != "TIFF" and pixels > FRAMES_DECODED * limits.max_pixels:
@@ -206,7 +207,7 @@ def seek_frame(image: Image.Image, limits: ImageLimits) -> None:
 
 
 def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
-    """Decode a picture of which the header is read, and free what Pillow holds of it."""
+    """Decode a picture whose header has been read, and free Pillow's memory of it."""
     working = working_bytes(image)
     limits.allow(working)
     with contextlib.closing(image), image_damage(limits):
@@ -234,7 +235,7 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
             f"not an image of a known format; expected one of {', '.join(FORMATS)}, "
             f"got bytes that start with {start}"
         ) from None
-    except Exception as error:  # Pillow's formats raise of every kind for damaged bytes
+    except Exception as error:  # Pillow's decoders raise any kind of exception for damaged bytes
         raise ImageError(f"image is damaged: {plain(error)}") from None
 
 
@@ -254,11 +255,11 @@ def tile_size(image: Image.Image) -> tuple[int, int]:
 
 
 def working_bytes(image: Image.Image) -> int:
-    """What decoding an opened picture takes beside the array that is kept, in bytes.
+    """The bytes that decoding an opened picture needs besides the array that is kept.
 
-    Pillow holds 1, 2 or 4 bytes a pixel, 4 more of one that is converted, and the array twice: more
-    than a progressive JPEG or a picture that is turned takes before there is an array. What is
-    transparent is laid on a canvas.
+    Pillow holds 1, 2 or 4 bytes a pixel, 4 more for a converted picture, and a second copy of the
+    array. That is more than a progressive JPEG or a rotation needs before the array exists.
+    A transparent picture needs a canvas too.
     """
     wide = is_wide(image)
     held = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if wide else 4)
@@ -271,19 +272,19 @@ def working_bytes(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image) -> None:
-    """Turn a loaded picture as its EXIF block says, if that can be read, in place."""
+    """Rotate a loaded picture in place by its EXIF orientation, if that can be read."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except Exception:  # Pillow's reader of EXIF raises of every kind
+    except Exception:  # Pillow's EXIF reader raises any kind of exception
         return
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A copy of somebody's picture, turned as its EXIF block says."""
+    """A copy of the caller's picture, rotated by its EXIF orientation."""
     copy = image.copy()
-    copy.format = image.format  # which tells what a mode means, as a TIFF's tags do
+    copy.format = image.format  # lost by copy(); format and TIFF tags tell what a mode means
     if hasattr(image, "tag_v2"):
         copy.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
     turn_upright(copy)
@@ -291,10 +292,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, limits: ImageLimits) -> np.ndarray:
-    """Any mode as uint8 RGB [H, W, 3], upon the background; with `limits.alpha`, what has some
-    as RGBA [H, W, 4].
+    """A picture of any mode as uint8 RGB [H, W, 3], transparency laid on the background; with
+    `limits.alpha`, a picture with transparency as RGBA [H, W, 4].
 
-    Greys of 16 bits keep their high byte. Raises ImageError for numbers that are no 0..255.
+    16-bit greys keep their high byte. Raises ImageError for int32 or float values outside 0..255.
     """
     if is_wide(image):
         image = narrow(image)
@@ -312,7 +313,9 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def narrow(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits as their high byte, whatever else is in the picture; of 12 bits alike."""
+    """16-bit greys as their high byte, 12-bit ones as their high 8 bits; the range of the values
+    in the picture does not matter.
+    """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
@@ -326,7 +329,7 @@ def narrow(image: Image.Image) -> Image.Image:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether something of a picture may be transparent."""
+    """Whether a picture may have transparent pixels."""
     return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
 
 
@@ -338,16 +341,16 @@ def lay_on(image: Image.Image, background: Sequence[int]) -> Image.Image:
 
 
 def on_background(image: np.ndarray, background: Sequence[int]) -> np.ndarray:
-    """RGBA [H, W, 4] laid on a colour, as RGB [H, W, 3]; RGB as it is."""
+    """RGBA [H, W, 4] laid on a colour, as RGB [H, W, 3]; RGB is returned unchanged."""
     if image.shape[2] == 3:
         return image
     return np.asarray(lay_on(Image.fromarray(image), background))
 
 
 def to_bytes(values: np.ndarray, what: str) -> np.ndarray:
-    """Numbers 0..255 as uint8, fractions rounded; ImageError for others.
+    """Numbers 0..255 as uint8, fractions rounded; raises ImageError for other numbers.
 
-    Fractions that end at 1 are white at 1 to some and nearly black to others: they are refused.
+    Floats of at most 1 are ambiguous (is 1.0 white, or nearly black?), so they are refused.
     """
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):  # NaN fails too
@@ -374,12 +377,12 @@ def read_text(text: str, limits: ImageLimits) -> bytes:
     limits.allow(len(text) * 3 // 4)
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError:  # what most clients send needs no second look
+    except ValueError:  # not the plain spelling that most clients send
         return decode_base64(text)
 
 
 def decode_base64(text: str) -> bytes:
-    """Base64 in any spelling; raises ImageError for all else."""
+    """Decode base64 in any spelling; raises ImageError for text that is not base64."""
     text = re.sub(r"(?i)^\s*data:[^,]{0,200},", "", text)
     text = re.sub(r"\s+", "", text).replace("-", "+").replace("_", "/").rstrip("=")
     try:
@@ -413,8 +416,8 @@ def decode_array(value: Any, limits: ImageLimits) -> np.ndarray:
 def read_lists(value: Any) -> np.ndarray:
     """Nested lists of numbers, up to three deep, as an array.
 
-    Level by level, so that nothing but numbers reaches NumPy: for each of its elements it would
-    take as much as for the longest text among them.
+    The lists are checked level by level, so that only numbers reach NumPy: given a text, NumPy
+    would allocate the longest text's size for every element.
     """
     shape: list[int] = []
     flat = [value]
@@ -437,7 +440,7 @@ def read_lists(value: Any) -> np.ndarray:
     return np.array(flat).reshape(shape)
 
 
-# The dtypes that a tensor can have and a .npy can spell; texts too, of any length but none.
+# The dtypes that both a tensor and a .npy file can have; texts of length 1 and more come on top.
 NPY_NAMES = (
     "bool",
     "int8",
@@ -452,14 +455,14 @@ NPY_NAMES = (
     "float32",
     "float64",
 )
-STRING_BYTES = 64  # what each text of an array takes as an object of Python, beside its letters
-PIECE = 1 << 20  # bytes that are unpacked at once
+STRING_BYTES = 64  # the overhead of each text of an array as a Python object
+PIECE = 1 << 20  # the most bytes that are read or unpacked in one step
 
 
 def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_all) -> np.ndarray:
     """Read a .npy from a file of at most `there` bytes: bool, numbers, or texts; never a pickle.
 
-    `allow` is told what the array takes before it is made. Raises ValueError.
+    `allow` is called with the array's bytes before it is allocated. Raises ValueError.
     """
     shape, is_fortran, dtype = read_npy_head(file)
     count = math.prod(shape)
@@ -480,7 +483,7 @@ def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_a
 
 
 def fill(data: np.ndarray, file: IO[bytes]) -> None:
-    """Fill an array of bytes from a file, piece by piece; ValueError when it ends before."""
+    """Fill a uint8 array from a file, piece by piece; ValueError when the file ends too early."""
     start = 0
     while start < data.size:
         piece = file.read(min(PIECE, data.size - start))
@@ -491,17 +494,19 @@ def fill(data: np.ndarray, file: IO[bytes]) -> None:
 
 
 def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, whether columns come first, and dtype; ValueError for what no tensor has."""
+    """Read shape, whether the order is Fortran's, and dtype; ValueError for a dtype or shape that
+    no tensor can have.
+    """
     try:
         version = np.lib.format.read_magic(file)
-        # Version 3 differs from 2 in the names of fields alone, which no array here has.
+        # Version 3 only adds UTF-8 field names to version 2, and arrays with fields are refused.
         read = (
             np.lib.format.read_array_header_1_0
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
         shape, is_fortran, dtype = read(file)
-    except MemoryError:  # Python's parser says so of 10,000 bytes at most
+    except MemoryError:  # raised by Python's parser, of a header of 10,000 bytes at most
         raise ValueError("its header is nested too deeply") from None
     except Exception as error:
         raise ValueError(f"its header cannot be read: {plain(error)[:200]}") from None
@@ -516,7 +521,7 @@ def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def decode_npy(data: bytes, limits: ImageLimits) -> np.ndarray | list[np.ndarray]:
-    """Read a .npy array as a picture, or of [N, H, W, C] as several."""
+    """Read a .npy array as a picture, or an array [N, H, W, C] as N pictures."""
     try:
         array = read_npy(io.BytesIO(data), len(data), limits.allow)
     except ValueError as error:
@@ -532,18 +537,18 @@ def plain(error: BaseException) -> str:
 
 
 def show_kind(value: Any) -> str:
-    """A JSON value in a few letters; what is nested is named alone, however deep it is."""
+    """A JSON value in at most 60 characters; an object or array is named, not shown."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "an array"
     return json.dumps(value[:60] if isinstance(value, str) else value)[:60]
 
 
-Pictures = np.ndarray | list[np.ndarray]  # one, or those of a request that asks for several
+Pictures = np.ndarray | list[np.ndarray]  # one picture, or a list if the request sends a list
 
 
 def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
     """Read the JSON value `{"image_type": "url" | "base64" | "array", "data": ..., "routines":
-    [...], "frame": 0}`: picture and routines; several pictures where `data` is a list of them.
+    [...], "frame": 0}`. Returns the picture (a list if `data` is a list) and the routines.
     """
     if not isinstance(body, dict):
         raise ImageError("expected a JSON object with 'image_type' and 'data'")
@@ -570,7 +575,7 @@ def read_request(body: Any, limits: ImageLimits) -> tuple[Pictures, Any]:
 
 
 def read_frame(value: Any) -> int:
-    """Which frame or page of a picture is asked for, as JSON or a URL has it."""
+    """Read the number of the wanted frame or page: a JSON value or a URL's text; None is 0."""
     number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value
     number = 0 if value is None else number
     if type(number) is not int or not 0 <= number < MOST_FRAMES:
@@ -579,7 +584,7 @@ def read_frame(value: Any) -> int:
 
 
 def is_list_of_arrays(value: Any) -> bool:
-    """Whether lists are nested four deep: pictures [H, W, C], not one."""
+    """Whether lists are nested four deep: several pictures [H, W, C], not a single one."""
     for _ in range(3):
         if not isinstance(value, list) or not value:
             return False
@@ -590,7 +595,9 @@ def is_list_of_arrays(value: Any) -> bool:
 def read_many(
     values: Sequence[Any], limits: ImageLimits, read: Callable, place: str
 ) -> list[np.ndarray]:
-    """Read several pictures, all of them within the time for one download; errors name which."""
+    """Read several pictures, together within the time limit of one download; an error names the
+    index of its picture.
+    """
     if len(values) > limits.max_pictures:
         text = f"{place}: {len(values)} pictures are over the limit of {limits.max_pictures}"
         raise ImageError(text, too_large=True)
@@ -618,7 +625,7 @@ def read_many(
         return list(pool.map(lambda index: read_one(index, shared), range(len(values))))
 
 
-# How pictures and arrays begin; no JSON does so.
+# The first bytes of pictures and of .npy arrays; JSON never begins with them.
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 NPY_START = b"\x93NUMPY"
 OBJECT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")  # of JSON
@@ -627,8 +634,8 @@ OBJECT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{")  # of JSON
 def reader_of(
     body: bytes, content_type: str = ""
 ) -> Callable[[bytes, ImageLimits], Pictures] | None:
-    """How to decode a body that is a picture or a .npy array,
-    by its first bytes or its content type; None for all else, and for a JSON object of any type.
+    """The decoder of a body that is a picture or a .npy array, chosen by its first bytes or its
+    content type; None for other bodies, and for a JSON object whatever its content type.
     """
     if OBJECT_START.match(body):
         return None
@@ -640,26 +647,29 @@ def reader_of(
 
 
 def read_bytes(body: bytes, limits: ImageLimits, content_type: str = "") -> Pictures:
-    """A body that is a picture or a .npy array, as uint8 RGB [H, W, 3]; an array may be several."""
+    """Decode a picture or a .npy array to uint8 RGB [H, W, 3], or to a list for an array of rank 4.
+
+    A body of no known kind is tried as a picture.
+    """
     return (reader_of(body, content_type) or decode_image)(body, limits)
 
 
-# --- URLs: only public addresses, the connection to the very address that was checked -----------
+# --- URLs: only public addresses; the connection goes to the same address that was checked ------
 
 MAX_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
-LOOKUPS = threading.BoundedSemaphore(64)  # of names at once, those that hang among them
+LOOKUPS = threading.BoundedSemaphore(64)  # concurrent name look-ups; a hanging one keeps its place
 Address = tuple[str, int]
 
 
 def fetch_image(
     url: str, limits: ImageLimits, resolve: Callable = socket.getaddrinfo
 ) -> np.ndarray:
-    """Download a picture over http or https. Each address of each host on the way must be public.
+    """Download a picture over http or https. Every address of every host, redirects included, must
+    be public or allowed.
 
-    `resolve` is socket.getaddrinfo, an argument so that tests can rebind names. Proxies of the
-    environment are not used. A `data:` URL holds its picture itself. Raises ImageError with the
-    reason.
+    `resolve` is an argument so that tests can change what a name resolves to. The environment's
+    proxies are not used. A `data:` URL contains its picture. Raises ImageError with the reason.
     """
     url = url.strip()
     if url[:5].lower() == "data:":
@@ -695,14 +705,14 @@ def read_data_url(url: str, limits: ImageLimits) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """A URL taken apart, as it is asked for: `host` as it was written, without brackets."""
+    """The parts of a URL that a request needs; `host` is as written, or in IDNA, without []."""
 
     url: str
     scheme: str
     host: str
     port: int
     target: str
-    login: str = ""  # of the URL, as Basic authentication spells it
+    login: str = ""  # the value of an Authorization header, made of the URL's user and password
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -712,7 +722,7 @@ class Place:
     def host_header(self) -> str:
         """The host as curl writes it: the port only where it is not the scheme's own.
 
-        What signs URLs (S3, Google, Azure) signs this header.
+        The signature of a signed URL (S3, Google, Azure) covers this header.
         """
         name = f"[{self.host}]" if ":" in self.host else self.host
         standard = self.port == {"http": 80, "https": 443}[self.scheme]
@@ -720,16 +730,16 @@ class Place:
 
 
 def read_url(url: str) -> Place:
-    """Take a URL apart; ImageError for one that is not of http or https."""
+    """Split a URL into its parts; ImageError if it is malformed or neither http nor https."""
     try:
         parts = urlsplit(url)
-        login, _, place = parts.netloc.rpartition("@")
+        login, _, netloc = parts.netloc.rpartition("@")
         port = parts.port
     except ValueError:
         raise ImageError("url is malformed") from None
     if parts.scheme not in ("http", "https") or re.search(r"[\x00-\x20\x7f]", url):
         raise ImageError("url: expected http://..., https://... or data:...")
-    host = place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+    host = netloc[1:].partition("]")[0] if netloc.startswith("[") else netloc.partition(":")[0]
     try:
         host = host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
@@ -765,18 +775,18 @@ def clean_path(path: str) -> str:
 
 
 def escape_target(target: str) -> str:
-    """What a request line cannot hold, percent-encoded; what is encoded already stays."""
+    """Percent-encode what a request line cannot contain; existing escapes stay as they are."""
     return re.sub(
         r"[^\x21-\x7e]", lambda found: "".join(f"%{b:02X}" for b in found[0].encode()), target
     )
 
 
 def redirect_of(place: Place, location: str) -> Place:
-    """Where an answer's Location leads: whole, or relative in any spelling, with spaces in it.
+    """The target of a Location header: absolute, or relative to `place`; spaces are escaped.
 
-    The login stays for the same host alone.
+    The login is kept only if scheme, host and port stay the same.
     """
-    with contextlib.suppress(UnicodeError):  # headers come as Latin-1, whatever they are
+    with contextlib.suppress(UnicodeError):  # http.client decodes headers as Latin-1, always
         location = location.encode("latin-1").decode()
     try:
         url = urljoin(place.url, escape_target(location.strip()))
@@ -791,7 +801,7 @@ def redirect_of(place: Place, location: str) -> Place:
 def fetch_once(
     place: Place, limits: ImageLimits, deadline: float, resolve: Callable
 ) -> tuple[bytes | None, Place]:
-    """One request: the body, or None and where it redirects to."""
+    """Send one request; returns the body and `place`, or None and the place it redirects to."""
     addresses = public_addresses(place, limits, deadline, resolve)
     connection = http.client.HTTPConnection(place.host, place.port)
     with open_socket(place, connect_any(addresses, deadline)) as link, cut_at(deadline, link):
@@ -818,7 +828,7 @@ def fetch_once(
 
 
 def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
-    """A connection to the first address that takes one, each for its share of the time left."""
+    """Connect to the first address that accepts; each may take an equal share of the time left."""
     for index, address in enumerate(addresses):
         left = max(0.001, deadline - time.monotonic())
         try:
@@ -833,7 +843,7 @@ def connect_any(addresses: Sequence[Address], deadline: float) -> socket.socket:
 
 
 def open_socket(place: Place, link: socket.socket) -> socket.socket:
-    """The connection, under TLS for https: the certificate is to be the host's that was named."""
+    """The connection, wrapped in TLS for https; the certificate must match the URL's host name."""
     if place.scheme == "http":
         return link
     try:
@@ -847,8 +857,8 @@ def open_socket(place: Place, link: socket.socket) -> socket.socket:
 
 @contextlib.contextmanager
 def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
-    """Shut a connection down at the deadline: a time-out for each read
-    does not end a server that drips.
+    """Shut a connection down at the deadline: a time-out per read
+    would never stop a server that sends a few bytes at a time.
     """
 
     def cut() -> None:
@@ -865,7 +875,7 @@ def cut_at(deadline: float, connection: socket.socket) -> Iterator[None]:
 
 
 def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadline: float) -> bytes:
-    """Read a body up to the limit of bytes, unpacked; TimeoutError when the deadline cut it."""
+    """Read and unpack a body up to `max_bytes`; TimeoutError when the deadline cut it off."""
     coding = response.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
     if coding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise ImageError(f"url answers in an encoding that is not known: {coding[:40]!r}")
@@ -883,9 +893,9 @@ def read_capped(response: http.client.HTTPResponse, limits: ImageLimits, deadlin
 
 
 def response_pieces(response: http.client.HTTPResponse, coding: str) -> Iterator[bytes]:
-    """A body's pieces as they come, unpacked, none of more than PIECE bytes."""
+    """A body's pieces as they arrive, unpacked, each of at most PIECE bytes."""
     unpacker: Any = None
-    while piece := response.read1(PIECE):  # what is there: who drips is heard of
+    while piece := response.read1(PIECE):  # read1 does not wait until PIECE bytes have come
         if coding == "identity":
             yield piece
             continue
@@ -923,9 +933,9 @@ def public_addresses(
 
 
 def look_up(place: Place, deadline: float, resolve: Callable) -> list[tuple]:
-    """What a resolver answers, in a thread of its own: one that hangs cannot be ended.
+    """Resolve a host in a thread of its own, because a resolver that hangs cannot be stopped.
 
-    Raises what it raises, TimeoutError at the deadline.
+    Raises the resolver's exception, and TimeoutError at the deadline.
     """
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -954,14 +964,14 @@ def look_up(place: Place, deadline: float, resolve: Callable) -> list[tuple]:
 
 
 def is_allowed(place: Place, allowed: Sequence[str]) -> bool:
-    """Whether a host, or this port of it, is among the allowed ones, in any case."""
+    """Whether a host, or the host with its port, is in the allowed list, ignoring case."""
     host = place.host.lower().rstrip(".")
     spellings = {host, f"{host}:{place.port}", f"[{host}]", f"[{host}]:{place.port}"}
     return any(name.lower() in spellings for name in allowed)
 
 
-# The special-purpose address registries of IANA (RFC 6890 and after), with multicast, and what was
-# set aside before there was one: none of it is a public web server's.
+# IANA's special-purpose address registries (RFC 6890 and later), multicast, and ranges reserved
+# before those registries: no public web server has an address in them.
 SPECIAL = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -972,15 +982,15 @@ SPECIAL = tuple(
         *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
     )
 )
-# All other IPv6 is special as well: loopback, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16, fc00::/7,
-# fe80::/10, fec0::/10, ff00::/8, and what is not given out yet.
+# All IPv6 outside this is special as well: loopback, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16,
+# fc00::/7, fe80::/10, fec0::/10, ff00::/8, and ranges not assigned yet.
 UNICAST = ipaddress.IPv6Network("2000::/3")
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is on the open internet,
-    looking through IPv6 forms that carry an IPv4 one.
+    """Whether an IP address is on the public internet; of an IPv6 address that embeds an IPv4 one
+    the embedded address counts.
     """
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -1008,8 +1018,8 @@ def read_label_map(text: str, name: str = "") -> dict[int, str]:
     """Read a label map: TensorFlow's .pbtxt (`item { id: 1 name: 'x' }`), JSON, Ultralytics' YAML
     (`names:`), or one name a line.
 
-    `name` is the file's, whose ending tells the form where the text does not. Ids of a JSON list
-    and of lines start at 1, 0 is the background; those of a YAML list at 0. Raises ValueError.
+    `name` is the file name; its ending tells the format if the text does not. Ids of a JSON list
+    and of lines start at 1 (0 is the background), those of a YAML list at 0. Raises ValueError.
     """
     text = text.removeprefix("\ufeff")
     ending = Path(name).suffix.lower()
@@ -1028,7 +1038,7 @@ ITEM = r"^\s*#?\s*item\s*:?\s*[{<]"  # how an entry of a .pbtxt begins
 @functools.cache
 def label_proto() -> Any:
     """The message of a .pbtxt, as object_detection/protos/string_int_label_map.proto has it."""
-    # late: protobuf comes with TensorFlow, and takes its time
+    # imported late: protobuf comes with TensorFlow and is slow to import
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -1050,9 +1060,9 @@ def label_proto() -> Any:
 
 
 def read_label_protos(text: str) -> dict[int, str]:
-    """Read a .pbtxt with protobuf; `display_name` goes before `name`, as in label_map_util.
+    """Read a .pbtxt with protobuf; `display_name` wins over `name`, as in label_map_util.
 
-    What an item has beside them is skipped. Raises ValueError.
+    Unknown fields of an item are ignored. Raises ValueError.
     """
     from google.protobuf import text_format  # late, as above
 
@@ -1072,10 +1082,13 @@ def read_label_protos(text: str) -> dict[int, str]:
 
 
 def read_label_yaml(text: str) -> dict[int, str]:
-    """Read the `names` of an Ultralytics data set, a list from id 0 on or a map. ValueError."""
+    """Read the `names` of an Ultralytics data set: a list of ids from 0, or a map by id.
+
+    Raises ValueError.
+    """
     import yaml  # late: few label maps need it
 
-    try:  # texts alone: plain YAML reads the names `no` and `off` as false
+    try:  # BaseLoader reads only texts: other loaders read the names `no` and `off` as false
         value = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"label map: {error}") from None
@@ -1105,8 +1118,8 @@ LABEL_FILES = re.compile(
 
 
 def find_labels(folder: Path) -> Path | None:
-    """The label map among a SavedModel's assets, when they hold one and no other; else the
-    `metadata.yaml` that Ultralytics writes beside it.
+    """The label map among a SavedModel's assets, if there is exactly one; if there is none, the
+    `metadata.yaml` that Ultralytics writes beside the SavedModel.
     """
     assets = folder / "assets"
     files = [path for path in assets.iterdir()] if assets.is_dir() else []
@@ -1118,8 +1131,8 @@ def find_labels(folder: Path) -> Path | None:
 
 
 def label_map_of(value: Any) -> dict[int, str]:
-    """A label map given as JSON: an object by id, a list of names from id 1 on, COCO's
-    `categories` or a file that holds them, Keras's `class_indices`.
+    """A label map from a JSON value: an object by id, a list of names with ids from 1, COCO's
+    `categories` or an object that has them, or Keras's `class_indices`.
 
     Raises ValueError.
     """
@@ -1138,22 +1151,22 @@ def label_map_of(value: Any) -> dict[int, str]:
 
 
 def is_turned(value: Mapping[Any, Any]) -> bool:
-    """Whether it is `{"cat": 0, "dog": 1}`, as Keras's generators have it."""
+    """Whether a map goes from name to id, `{"cat": 0, "dog": 1}`, like Keras's `class_indices`."""
     is_named = not any(str(key).isdecimal() for key in value)
     return is_named and set(map(type, value.values())) == {int}
 
 
 def entry_pair(entry: Any) -> tuple[Any, Any]:
-    """Id and name of `{"id": 1, "name": "person"}`, an entry of a list."""
+    """Id and entry of one list item; the id of `{"id": 1, "name": "person"}`, None without one."""
     return (entry.get("id"), entry) if isinstance(entry, Mapping) else (None, entry)
 
 
 def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
-    """Names by id; raises ValueError for what is neither, and for an id that has two names."""
+    """Names by id; raises ValueError for an invalid id or name, and for an id with two names."""
     labels: dict[int, str] = {}
     for key, entry in pairs:
         name = entry.get("name") if isinstance(entry, Mapping) else entry
-        if isinstance(name, list) and len(name) == 2:  # ["n01440764", "tench"], as of ImageNet
+        if isinstance(name, list) and len(name) == 2:  # ImageNet's ["n01440764", "tench"]
             name = name[1]
         number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
         if isinstance(name, str) and re.search("[\ud800-\udfff]", name):
@@ -1169,11 +1182,11 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
 
 
 def check_labels(labels: Mapping[int, str], classes: int | None, first_id: int) -> None:
-    """Raise ValueError when a label map cannot be that of a model with so many classes.
+    """Raise ValueError when a label map cannot belong to a model with this number of classes.
 
-    Their ids run from `first_id` on; a background, 0, needs no name. A map may leave out ids in
-    between, but not the last ones: that is how it looks when a name was forgotten, which shifts all
-    after it.
+    The ids of the classes start at `first_id`; a background, 0, needs no name. A map may leave out
+    ids, but a map without gaps must reach the last class: one that ends too early looks like a
+    list with a forgotten name, which gives all later classes a wrong name.
     """
     if not labels or classes is None:
         return
@@ -1203,15 +1216,15 @@ OTHER_FAMILY = 'another family or other "outputs" may fit, or a family of your o
 
 
 class OutputError(ValueError):
-    """What a model answers is not what its signature and its deployment say of it."""
+    """A model's outputs contradict its signature or its deployment's config."""
 
 
 class Output(typing.NamedTuple):
-    """What is known of an output: dtype (`DT_FLOAT`), shape, and what the graph tells of it.
+    """What is known of an output: dtype (`DT_FLOAT`), shape, and facts found in the graph.
 
-    `made_by` is the type of the operation that makes it, `scale` that of the boxes which it begins
-    with (`unit` or `input`); "" where nobody knows. `logits` names the outputs that a softmax or
-    sigmoid makes it from.
+    `made_by` is the type of the operation that computes the output. `scale` is the scale of the
+    boxes in it, `unit` or `input`. Both are "" if unknown. `logits` names the outputs to which a
+    softmax or sigmoid is applied to compute this one.
     """
 
     dtype: str
@@ -1227,16 +1240,17 @@ class Output(typing.NamedTuple):
 
 @dataclass(frozen=True)
 class About:
-    """What a family is told by, and what its reader knows beside the arrays.
+    """The facts that a family is recognised by, and that its reader gets beside the arrays.
 
-    `outputs` stand under the names of the family's layout. `size` is height and width of the
-    model's input, None where it takes any; `shown` those of the picture that it has been shown.
-    `boxes_format`, `boxes_scale` and `classes_from` are settled, and so is `activation`: what is
-    still to be done to the numbers, "none" where the config says so and "" where the graph does.
+    Once a family is found, `outputs` has the names of the family's layout. `size` is the height
+    and width of the model's input, None if it takes any; `shown` is the size of the picture that
+    was fed to the model. After `settle`, `boxes_format`, `boxes_scale` and `classes_from` are
+    final, and so is `activation`: the function still to be applied to the numbers. It is "none"
+    if the config says that there is none, "" if the graph has applied one already.
     """
 
     outputs: Mapping[str, Output]
-    own: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the model's names of them
+    own: Mapping[str, str] = dataclasses.field(default_factory=dict)  # layout name to model's name
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     input_name: str = ""
     size: tuple[int, int] | None = None
@@ -1253,21 +1267,23 @@ class About:
 
     @property
     def names(self) -> int:
-        """How many classes have a name, the background at 0 left out."""
+        """How many classes have a name, not counting the background at 0."""
         return sum(number > 0 for number in self.labels)
 
     def made_by(self, slot: str) -> str:
         return self.outputs[slot].made_by
 
     def shape(self, slot: str) -> tuple[int | None, ...]:
-        """The shape of an output without its batch; () where it is not known."""
+        """The shape of an output without the batch dimension; () if unknown."""
         return (self.outputs[slot].shape or ())[1:]
 
     def activate(self, values: np.ndarray) -> np.ndarray:
-        """Numbers as confidences along the last axis. OutputError for what is none."""
+        """Confidences, float32, classes on the last axis: a softmax or sigmoid is applied if it is
+        still to be done. Raises OutputError for numbers outside 0..1 that need none.
+        """
         values = values.astype(np.float32)
         if self.activation == "softmax":
-            with np.errstate(invalid="ignore"):  # of infinities come NaN, which are dropped
+            with np.errstate(invalid="ignore"):  # infinities give NaN; `finish` drops those rows
                 powers = np.exp(values - values.max(axis=-1, keepdims=True, initial=-np.inf))
                 return powers / powers.sum(axis=-1, keepdims=True)
         if self.activation == "sigmoid":
@@ -1290,7 +1306,7 @@ def check_confidences(values: np.ndarray, advice: str = OTHER_FAMILY) -> None:
 
 
 def check_whole(classes: np.ndarray) -> None:
-    """Raise OutputError for classes that are no whole numbers, but for NaN and infinities."""
+    """Raise OutputError for classes that are not whole numbers; NaN and infinities are ignored."""
     numbers = np.asarray(classes, np.float64)
     broken = numbers[np.isfinite(numbers) & (np.abs(numbers - np.rint(numbers)) > SLACK)]
     if len(broken):
@@ -1300,7 +1316,7 @@ def check_whole(classes: np.ndarray) -> None:
         )
 
 
-SLACK = 1e-3  # what rounding may do to a confidence
+SLACK = 1e-3  # tolerance for rounding errors, in confidences and class numbers
 
 
 # --- families -------------------------------------------------------------------------------------
@@ -1310,7 +1326,7 @@ Reader = Callable[[Mapping[str, np.ndarray], About], Tensors]
 
 @dataclass(frozen=True)
 class Family:
-    """Outputs that mean the same, whichever model has them; see `family`."""
+    """A known layout of outputs and how to read it, whatever the model; see `family`."""
 
     name: str
     layout: Mapping[str, str]
@@ -1329,7 +1345,7 @@ class Family:
     overlap: float | None = None
 
     def slots(self) -> Iterator[tuple[list[str], bool, str]]:
-        """Of each output: the names it may have, whether it may be absent, and its pattern."""
+        """For each output: its possible names, whether it may be absent, and its pattern."""
         for names, pattern in self.layout.items():
             yield names.rstrip("?").split("|"), names.endswith("?"), pattern
 
@@ -1338,27 +1354,29 @@ FAMILIES: dict[str, Family] = {}  # those of every server, in the order in which
 
 
 def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]:
-    """Make a function a family of that name; `layout` says which outputs it wants.
+    """Register a function as the family of its name; `layout` says which outputs it reads.
 
-    `{"boxes": "N 4", "scores|confidence": "N", "masks?": "N h w"}`: outputs by name, or by one of
-    several, `?` where one may be absent; the sizes without the batch, a letter for any size, which
-    is the same wherever it stands; `float`, `int` or `text` before them where only that will do.
-    The function takes the arrays, without the batch, under the first of their names, and `About`;
-    it returns `scores` [N], `classes` [N], perhaps `boxes` [N, 4] and `masks` [N, h, w] of the box.
+    `{"boxes": "N 4", "scores|confidence": "N", "masks?": "N h w"}`: the key is an output's name, or
+    several possible names; `?` marks an output that may be absent. The value has the sizes without
+    the batch: a letter is any size, the same wherever the letter stands. `float`, `int` or `text`
+    before the sizes requires that kind of dtype. The function takes the arrays, without the batch,
+    by the first of their names, and an `About`. It returns `scores` [N], `classes` [N], and
+    optionally `boxes` [N, 4] and `masks` [N, h, w], relative to the box.
 
-        boxes           "yxyx unit": format and scale of the boxes; `?` what the config has to say
+        boxes           "yxyx unit": format and scale of the boxes; `?` if the config must say it
         classes_from    the number of the first class, 0 or 1
-        numbers_classes True: it returns the label map's ids by itself
-        draws_boxes     True: it makes the boxes, so that the config has nothing to say of them
-        scaled_by       the output whose graph may tell the scale of the boxes, where it is `?`
-        numbers         the numbers that classes may have, to hold the label map against: a function
-                        of About, a range, None where that is not known
+        numbers_classes True: the function returns ids of the label map itself
+        draws_boxes     True: the function computes the boxes, and the config cannot change them
+        scaled_by       the output whose graph may tell the scale of the boxes, if that is `?`
+        numbers         the range of numbers that classes can have, to check the label map with: a
+                        function of About that returns a range, or None if unknown
         activation      the output whose numbers are confidences or logits
-        threshold       predictions below it are dropped, unless the deployment says another
-        overlap         of two of a class with so large an IoU the better one stays
-        is_named        False: names do not matter, shapes tell, and `told`
-        told            what else it is told by: a function of About, why not or ""
-        check           what else it needs, also where the config names it: likewise
+        threshold       predictions below it are dropped, unless the deployment sets another
+        overlap         of two predictions of a class with at least this IoU, the better one stays
+        is_named        False: recognised by shapes and `told`, not by the outputs' names
+        told            a further condition to recognise the family: a function of About that
+                        returns why it is not met, or ""
+        check           a further requirement, also if the config names the family: as `told`
     """
 
     def register(read: Reader) -> Reader:
@@ -1374,9 +1392,9 @@ def family(layout: Mapping[str, str], **more: Any) -> Callable[[Reader], Reader]
 
 
 def fits(output: Output, pattern: str, sizes: dict[str, int], is_named: bool) -> bool:
-    """Whether an output may have a pattern's dtype and shape; `sizes` of letters are noted.
+    """Whether an output fits a pattern's dtype and shape; adds the letters' sizes to `sizes`.
 
-    Without names to go by, a first size that is open is the batch.
+    If the family is not recognised by names, a first size of None or 1 is taken for the batch.
     """
     tokens = pattern.split()
     dtype = output.dtype.removeprefix("DT_")
@@ -1401,7 +1419,7 @@ def fits(output: Output, pattern: str, sizes: dict[str, int], is_named: bool) ->
 def match_outputs(
     kind: Family, outputs: Mapping[str, Output], rename: Mapping[str, str]
 ) -> dict[str, str]:
-    """The model's own name of each output of a family; ValueError saying what does not fit."""
+    """The model's own name for each output of a family; ValueError says what does not fit."""
     if not kind.is_named and not rename:
         for chosen in itertools.permutations(outputs, len(kind.layout)):
             sizes: dict[str, int] = {}
@@ -1458,9 +1476,9 @@ def list_outputs(outputs: Mapping[str, Output]) -> str:
 def find_family(
     kinds: Mapping[str, Family], about: About, wanted: str | None, rename: Mapping[str, str]
 ) -> tuple[Family, dict[str, str]]:
-    """The family of a model's outputs and the model's own names of them.
+    """The family of a model's outputs, and the model's own name for each output of the family.
 
-    ValueError, with what to write into the config, where nothing tells it.
+    Raises ValueError, with what to write into the config, if no family is recognised.
     """
     for name, own in rename.items():
         if own not in about.outputs:
@@ -1496,13 +1514,13 @@ def find_family(
     )
 
 
-MOST_LINES = 4  # that are suggested
+MOST_LINES = 4  # the most config lines that an error suggests
 
 
 def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
-    """The lines that would make a family of some of several outputs, the likeliest first.
+    """Config lines that would assign some of a model's outputs to a family, likeliest first.
 
-    Where names do not matter, one that is there has to be said as well.
+    If a family is recognised by shapes, its line names every output, matching names too.
     """
     ranked = []
     for kind in kinds.values():
@@ -1525,8 +1543,10 @@ def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
 
 
 def suggest_line(kind: Family, about: About, fitting: Mapping[str, Sequence[str]]) -> str:
-    """What to write for a family that lacks some outputs, each with those that fit; of a lone
-    output those that tell it as well, "" where none does.
+    """The config line for a family that lacks some outputs; `fitting` has the candidates of each.
+
+    For a family of a single output, only candidates that `is_likely` accepts are named. Returns ""
+    if an output has no candidate left.
     """
     told = {}
     for slot, names in fitting.items():
@@ -1542,7 +1562,7 @@ def suggest_line(kind: Family, about: About, fitting: Mapping[str, Sequence[str]
 
 
 def is_likely(kind: Family, about: About) -> bool:
-    """Whether nothing speaks against a family."""
+    """Whether a family's own conditions and the config are met by these outputs."""
     try:
         return not kind.told(about) and bool(settle(kind, about))
     except ValueError:
@@ -1550,7 +1570,7 @@ def is_likely(kind: Family, about: About) -> bool:
 
 
 def picture_outputs(about: About) -> list[str]:
-    """Say of each output that is a picture that it is one."""
+    """A text for each output that is a picture."""
     return [
         f"{name} is a picture, and a model that answers one names nothing in it"
         for name, (dtype, shape, *_) in about.outputs.items()
@@ -1569,7 +1589,7 @@ HEADS = (
 
 
 def bare_heads(about: About) -> list[str]:
-    """Say of a detector that its boxes are neither decoded nor suppressed."""
+    """A text for a detector's raw heads, whose boxes are neither decoded nor suppressed."""
     if about.outputs.keys() not in HEADS:
         return []
     return [
@@ -1579,7 +1599,7 @@ def bare_heads(about: About) -> list[str]:
 
 
 def choose_outputs(about: About) -> Mapping[str, Output]:
-    """The outputs to go by: of logits and the probabilities that are made of them, the latter."""
+    """The outputs to match: only the probabilities if the rest are the logits they come from."""
     for name, output in about.outputs.items():
         if output.logits and {name, *output.logits} == about.outputs.keys():
             return {name: output}
@@ -1587,7 +1607,7 @@ def choose_outputs(about: About) -> Mapping[str, Output]:
 
 
 def rename_outputs(kind: Family, about: About, found: Mapping[str, str]) -> About:
-    """The same under the names of a family's layout."""
+    """`about` with its outputs under the names of a family's layout, each with a batch."""
     outputs = {}
     ranks = {names[0]: rank_of(pattern) for names, _, pattern in kind.slots()}
     for slot, own in found.items():
@@ -1599,9 +1619,9 @@ def rename_outputs(kind: Family, about: About, found: Mapping[str, str]) -> Abou
 
 
 def settle(kind: Family, about: About) -> About:
-    """What is left open by a family, as the config or the graph says it.
+    """`about` with everything decided that the family leaves to the config or the graph.
 
-    ValueError with the lines to write where neither does.
+    Raises ValueError, with the lines to write, for what neither of them says.
     """
     about = settle_activation(kind, about)
     missing, (form, scale) = [], (kind.boxes or "- -").split()
@@ -1641,7 +1661,7 @@ def settle(kind: Family, about: About) -> About:
 
 
 def check_numbers(kind: Family, about: About) -> None:
-    """Raise ValueError where a label map names others than the classes' numbers."""
+    """Raise ValueError if the label map's ids do not fit the numbers of the classes."""
     numbers = kind.numbers(about)
     if numbers is None:
         return
@@ -1658,14 +1678,14 @@ OTHER_COLUMNS = (
 
 
 def shift_of(kind: Family, about: About) -> int:
-    """What is added to the numbers of a family's classes for ids of the label map."""
+    """What is added to the class numbers of a family to get ids of the label map: 0 or 1."""
     return int(not kind.numbers_classes and about.classes_from == 0 and 0 not in about.labels)
 
 
 def settle_activation(kind: Family, about: About) -> About:
-    """What is to be done to the numbers that may be confidences or logits.
+    """`about` with the `activation` decided for numbers that may be confidences or logits.
 
-    ValueError where neither the graph nor the config says what they are, or they contradict.
+    Raises ValueError if neither the graph nor the config says which, or if they contradict.
     """
     if not kind.activation:
         if about.activation:
@@ -1682,7 +1702,10 @@ def settle_activation(kind: Family, about: About) -> About:
 
 
 def unknown_activation(about: About, slot: str) -> str:
-    """Say of an output that nobody knows whether its numbers are confidences or logits."""
+    """The text that an output's numbers may be confidences or logits, for an error.
+
+    Raises ValueError itself for class numbers: no activation makes confidences of those.
+    """
     output = about.outputs[slot]
     if output.made_by in ("ArgMax", "ArgMin"):
         raise ValueError(f"{slot} {output.text} holds numbers of classes: export them as integers")
@@ -1708,14 +1731,14 @@ def to_yxyx(boxes: np.ndarray, form: str) -> np.ndarray:
 def to_unit(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> np.ndarray:
     """Boxes [N, 4] (ymin, xmin, ymax, xmax) in 0..1 of the picture.
 
-    `unit` boxes are that already; `pixels` and `input` are pixels of the picture as the model is
-    shown it, of height and width `input_size`.
+    Of scale `unit` they are in 0..1 already; of `pixels` and `input` they are in pixels of the
+    picture as fed to the model, whose height and width are `input_size`.
     """
     return boxes if scale == "unit" else boxes / np.tile(np.array(input_size, np.float32), 2)
 
 
 def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> None:
-    """Raise OutputError where the boxes [N, 4] contradict the scale that they are said to have."""
+    """Raise OutputError if the boxes [N, 4] contradict the scale that is configured for them."""
     edges = np.nan_to_num(np.abs(boxes)).max(axis=1)  # [N]
     if not len(edges):
         return
@@ -1731,7 +1754,7 @@ def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> N
 
 
 def check_format(boxes: np.ndarray, form: str) -> None:
-    """Raise OutputError where most of the boxes [N, 4] (yxyx) of a format end before they begin."""
+    """Raise OutputError if most boxes [N, 4], converted from `form` to yxyx, have max < min."""
     is_turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # [N]
     if 2 * is_turned.sum() > len(boxes):
         others = " | ".join(other for other in BOX_FORMATS if other != form)
@@ -1742,7 +1765,7 @@ def check_format(boxes: np.ndarray, form: str) -> None:
 
 
 def sound_rows(tensors: Tensors) -> np.ndarray:
-    """Which predictions [N] can be: no NaN anywhere, a class, a box."""
+    """Which predictions are valid, bool [N]: score not NaN, class >= 0, box and mask finite."""
     sound = ~np.isnan(tensors["scores"]) & (tensors["classes"] >= 0)
     for name in ("boxes", "masks"):
         if name in tensors:
@@ -1752,9 +1775,9 @@ def sound_rows(tensors: Tensors) -> np.ndarray:
 
 
 def read_rows(kind: Family, arrays: Mapping[str, np.ndarray], about: About) -> Tensors:
-    """What a family makes of a model's outputs, a row for each prediction.
+    """Call a family's reader and check that its arrays have one row for each prediction.
 
-    OutputError where a family of somebody's returns something else.
+    Raises OutputError if they do not: a user's own family may return anything.
     """
     tensors = kind.read(arrays, about)
     if not isinstance(tensors, Mapping) or not {"scores", "classes"} <= tensors.keys():
@@ -1768,11 +1791,11 @@ def read_rows(kind: Family, arrays: Mapping[str, np.ndarray], about: About) -> T
 
 
 def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
-    """What a reader has read as predictions, best first, at most `about.most`,
-    boxes in the picture.
+    """Turn a reader's arrays into predictions: best first, at most `about.most`, boxes clipped to
+    the picture.
 
-    Rows of NaN and of no class are dropped, which the log counts, and boxes of which nothing lies
-    in the picture. OutputError for confidences outside 0..1 and classes that are not whole.
+    Rows with NaN or without a class are dropped and counted in the log; boxes outside the picture
+    are dropped. Raises OutputError for confidences outside 0..1 and classes that are not whole.
     """
     tensors = dict(tensors)
     tensors["scores"] = np.asarray(tensors["scores"], np.float32)
@@ -1801,9 +1824,9 @@ def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
 
 
 def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
-    """Boxes of any format and scale in 0..1 of the picture, without those that are empty there.
+    """Convert boxes of any format and scale to 0..1 of the picture; drop those that are empty.
 
-    They are suppressed before they are clipped, as all the projects do.
+    Suppression comes before clipping, as in the projects that these families come from.
     """
     boxes = to_yxyx(np.asarray(tensors["boxes"], np.float32), about.boxes_format or "")
     check_scale(boxes, about.boxes_scale or "", about.shown)
@@ -1821,13 +1844,15 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
 
 
 def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
-    """Masks [N, mh, mw] of boxes as masks of what of those boxes lies in the picture."""
+    """Masks [N, mh, mw] relative to `boxes` as masks relative to the clipped boxes."""
     cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
     return np.array(cut, np.float32).reshape(masks.shape)
 
 
 def sample_masks(planes: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What of each plane [N, h, w] lies in its box (0..1 of the plane), as [N, *size], linear."""
+    """Cut each plane [N, h, w] to its box (0..1 of the plane), as [N, *size], interpolated
+    linearly.
+    """
     height, width = planes.shape[1:]
     masks = np.zeros((len(planes), *size), np.float32)
     for index, (plane, (top, left, bottom, right)) in enumerate(zip(planes, boxes.tolist())):
@@ -1841,7 +1866,7 @@ def sample_masks(planes: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -
 
 
 def name_classes(tensors: Tensors, labels: Mapping[int, str]) -> np.ndarray:
-    """The names of predictions, object [N]: those they bring, else the label map's."""
+    """The names of predictions, object [N]: the reader's own names, else the label map's."""
     if "names" in tensors:
         return tensors["names"]
     numbers = tensors["classes"].tolist()
@@ -1853,14 +1878,14 @@ def rank_of(pattern: str) -> int:
 
 
 def drop_ones(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    """[N, C] of [N, 1, 1, C] and [N, C, 1, 1], which pooling leaves; any other as it is."""
+    """[N, C] for the shapes [N, 1, 1, C] and [N, C, 1, 1] that pooling leaves; others as is."""
     if len(shape) != 4 or shape[1:].count(1) < 2:
         return shape
     return shape[0], next((size for size in shape[1:] if size != 1), 1)
 
 
 def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
-    """The array of one picture; OutputError for another rank than the family's."""
+    """The array of one picture; OutputError if its rank is not the one of the family's pattern."""
     rank = rank_of(pattern)
     if rank == 1:
         array = array.reshape(drop_ones(array.shape))
@@ -1877,16 +1902,17 @@ def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
 
 
 def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
-    """How many rows are used, where the model says it."""
+    """How many rows are valid, if the model has an output that says so."""
     if "num_detections" not in outputs:
         return None
     return max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
 
 
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
-    """Boxes, scores, classes and perhaps masks of the rows that are used.
+    """Boxes, scores, classes and masks, if any, of the rows that are in use.
 
-    OutputError for scores and classes that are none, looked at before rows are left out by them.
+    Raises OutputError for invalid scores and classes. They are checked first, because unused rows
+    are recognised by their scores.
     """
     wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
     count = take_count(outputs)
@@ -1908,7 +1934,7 @@ DETECTION_API = {
 
 
 def api_numbers(about: About) -> range | None:
-    """Scores before suppression have a column for each class, after one for the background."""
+    """The class numbers: raw scores have a column for the background, then one for each class."""
     columns = about.shape("raw_detection_scores") if "raw_detection_scores" in about.own else ()
     if len(columns) != 2 or not columns[1] or about.classes_from is None:
         return None
@@ -1916,7 +1942,7 @@ def api_numbers(about: About) -> range | None:
 
 
 def is_in_pixels(about: About) -> str:
-    """TF Model Garden exports pixels, or on wish boxes that it has divided by the size."""
+    """TF Model Garden's boxes are in pixels, but an export option divides them by the size."""
     divided = about.made_by("detection_boxes") == "RealDiv"
     return "the graph divides the boxes by a size: they are in 0..1" if divided else ""
 
@@ -1944,11 +1970,13 @@ def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def counts_from_one(about: About) -> str:
-    """TF Model Garden's YOLO has the same names, numbers its classes from 0 and its rows as
-    integers; the Object Detection API numbers all by floats, and the Garden's others tell more.
+    """TF Model Garden's YOLO has the same output names, but counts classes from 0.
+
+    It is told by its integer num_detections: the Object Detection API's is a float. The Garden's
+    other detectors have image_info.
     """
-    rows = about.outputs.get("num_detections")
-    is_float = rows is None or rows.dtype.removeprefix("DT_") in NUMBERS["float"]
+    count = about.outputs.get("num_detections")
+    is_float = count is None or count.dtype.removeprefix("DT_") in NUMBERS["float"]
     is_known = about.classes_from is not None or 0 in about.labels
     if is_float or is_known or "image_info" in about.outputs:
         return ""
@@ -1971,7 +1999,7 @@ def detection_api(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def has_masks(about: About) -> str:
-    """The outputs of any tuple have these names: only with masks are they Datature's."""
+    """Any exported tuple has outputs of these names: only one with masks is surely Datature's."""
     if "output_4" in about.own:
         return ""
     return (
@@ -2010,7 +2038,7 @@ def keras_detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def has_activation(about: About) -> str:
-    """DETR's logits end with no object after a softmax alone: which it was must be known."""
+    """Only with a softmax is DETR's last class "no object", so the activation must be known."""
     is_known = about.activation != "none" or about.made_by("pred_logits") in MADE
     return (
         "" if is_known else 'activation: write "softmax" (the last class is no object) or "sigmoid"'
@@ -2018,7 +2046,7 @@ def has_activation(about: About) -> str:
 
 
 def has_nothing(about: About) -> bool:
-    """Whether DETR's last class is no object."""
+    """Whether DETR's last class means "no object"."""
     return "softmax" in (about.activation, MADE.get(about.made_by("pred_logits")))
 
 
@@ -2044,7 +2072,7 @@ def detr(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def take_best(boxes: np.ndarray, scores: np.ndarray) -> Tensors:
-    """Each box [N, 4] with the best of its classes [N, C]; a row with NaN has NaN."""
+    """Each box [N, 4] with the best of its scores [N, C]; a row with a NaN gets the score NaN."""
     if not scores.shape[1]:
         raise OutputError("the rows have no column for a class")
     return {"boxes": boxes, "scores": scores.max(axis=1), "classes": scores.argmax(axis=1)}
@@ -2076,7 +2104,7 @@ def centernet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     heat = outputs["hm"]  # [h, w, C], or [C, h, w]
     heat = heat if heat.shape[:2] == wh.shape[:2] else np.moveaxis(heat, 0, 2)
     heat = about.activate(heat)
-    cell = np.ones((3, 3), np.uint8)  # plane by plane: OpenCV takes no more than 128 at once
+    cell = np.ones((3, 3), np.uint8)  # plane by plane: OpenCV takes at most 128 channels
     around = np.dstack([cv2.dilate(plane, cell) for plane in np.moveaxis(heat, 2, 0)])
     limit = about.threshold or 0
     rows, columns, classes = np.nonzero((heat == around) & (heat >= limit))
@@ -2108,7 +2136,7 @@ FEATURES = (
 
 
 def count_cells(size: tuple[int, int] | None) -> set[int]:
-    """How many cells YOLO's grids may have over an input: strides 8 to 32, or to 64."""
+    """The possible numbers of cells in YOLO's grids over an input: strides 8 to 32, or 8 to 64."""
     if size is None:
         return set()
     cells = [(size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32, 64)]
@@ -2139,10 +2167,10 @@ OBJECT_SCORES = (
 
 
 def is_yolo(about: About) -> str:
-    """A row for each cell of the grids over the input, or for each class and box.
+    """One axis has the cells of the grids over the input, the other the box and the classes.
 
-    With a row for each cell, as others than Ultralytics export it, the label map has to tell that
-    the further columns are the classes'.
+    If cells come first (Ultralytics' exports have them last), there may be a column for an object
+    score, so the label map must show that all columns after the box are classes.
     """
     first, second = about.shape("predictions")
     if about.made_by("predictions") in FEATURES:
@@ -2161,18 +2189,18 @@ def is_yolo(about: About) -> str:
 
 
 def yolo_rows(rows: np.ndarray, about: About) -> np.ndarray:
-    """YOLO's output as rows [N, 4 + C], whichever way it lies."""
+    """YOLO's output as rows [N, 4 + C], transposed if it is [4 + C, N]."""
     return rows.T if has_columns_first(rows.shape, about.shown) else rows
 
 
 def has_columns_first(shape: tuple[int | None, ...], size: tuple[int, int]) -> bool:
-    """Whether an output of YOLO lies as [4 + C, N]."""
+    """Whether an output of YOLO is [4 + C, N], not [N, 4 + C]."""
     cells = count_cells(size)
     return shape[1] in cells or shape[0] not in cells
 
 
 def yolo_columns(about: About) -> int | None:
-    """How many columns the rows of YOLO have; None where that is not known."""
+    """How many numbers YOLO has for each box, 4 + C; None if unknown."""
     shape = about.shape("predictions")
     if None in shape or len(shape) != 2 or about.size is None:
         known = [size for size in shape if size is not None]
@@ -2234,7 +2262,7 @@ def yolov5(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def is_chosen(about: About) -> str:
-    """Nothing tells: only the config does."""
+    """Never recognised: only the config can name this family."""
     return ROW_LINES
 
 
@@ -2250,10 +2278,10 @@ PLANES = 'write "planes": "first" or "last"'
 
 
 def prototype_axis(about: About, shape: tuple[int | None, ...], columns: int | None) -> int | None:
-    """Where prototypes [A, B, C] lie: 0, 2, or None where nothing tells.
+    """The axis of prototypes [A, B, C] that counts them: 0, 2, or None if unknown.
 
-    The other two sizes are a quarter of the picture's; or rows of so many columns have a
-    coefficient for each of them, beside a box and the names.
+    The other two sizes are a quarter of the picture's. Failing that, `columns` tells it: a row has
+    a box, a score for each name and a coefficient for each prototype.
     """
     if about.planes:
         return 0 if about.planes == "first" else 2
@@ -2268,7 +2296,7 @@ def prototype_axis(about: About, shape: tuple[int | None, ...], columns: int | N
 
 
 def is_yolo_segmentation(about: About) -> str:
-    """Coefficients of as many prototypes as there are planes, which lie on a grid of stride 4."""
+    """The prototypes have the grid of stride 4, and the rows are YOLO's cells."""
     cells, shape = count_cells(about.size), about.shape("predictions")
     planes = about.shape("prototypes")
     grid = about.size and (about.size[0] // 4, about.size[1] // 4)
@@ -2278,7 +2306,9 @@ def is_yolo_segmentation(about: About) -> str:
 
 
 def check_prototypes(about: About) -> str:
-    """Whether it is known where the prototypes lie; of an input of any size a picture may tell."""
+    """What is wrong or unknown about the prototypes' axis, or ""; for an input of any size the
+    axis is found when a picture has been run.
+    """
     shape, columns = about.shape("prototypes"), yolo_columns(about)
     if len(shape) != 3 or about.size is None and about.planes is None:
         return ""
@@ -2333,19 +2363,17 @@ def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensor
     return keep(best, (best["masks"] >= 0.5).any(axis=(1, 2)))  # as Ultralytics: none without mask
 
 
-MASK_BYTES = 32 << 20  # of one picture: of more than 512 masks each has fewer pixels
+MASK_BYTES = 32 << 20  # for the masks of one picture; above 512 masks each gets fewer pixels
 MASKS_AT_ONCE = 64
 
 
 def most_side(count: int, size: int = MASK_BYTES) -> int:
-    """How many pixels the sides of so many masks may have, of all in so many bytes."""
+    """The side in pixels of `count` square float32 masks that together take `size` bytes; >= 8."""
     return max(8, math.isqrt(size // (4 * max(1, count))))
 
 
 def resize_masks(masks: Sequence[np.ndarray] | np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """Masks [mh, mw] of their boxes, bool or 0..1, as float32 [N, *sides]; what grows keeps its
-    edges as they are.
-    """
+    """Masks [mh, mw], bool or 0..1, as float32 [N, *sides]; enlarging does not blur their edges."""
     tall, wide = map(int, sides)
     resized = np.zeros((len(masks), tall, wide), np.float32)
     for index, mask in enumerate(masks):
@@ -2356,7 +2384,7 @@ def resize_masks(masks: Sequence[np.ndarray] | np.ndarray, sides: Sequence[int])
 
 
 def add_up(weights: np.ndarray, planes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Prototypes [P, h, w] added up by weights [N, P], as masks of boxes, 0..1."""
+    """The sums of prototypes [P, h, w] by weights [N, P], as masks 0..1 relative to the boxes."""
     side = min(128, most_side(len(weights)))
     masks = np.zeros((len(weights), side, side), np.float32)
     for start in range(0, len(weights), MASKS_AT_ONCE):
@@ -2367,7 +2395,7 @@ def add_up(weights: np.ndarray, planes: np.ndarray, boxes: np.ndarray) -> np.nda
 
 
 def is_detector(about: About) -> str:
-    """Seven columns, not made by a layer of features; what is in them is checked as it is read."""
+    """Seven columns or more, not made by a feature layer; `detector` checks what is in them."""
     made_by = about.made_by("output")
     columns = about.shape("output")[1]
     if made_by in FEATURES:
@@ -2409,10 +2437,10 @@ def detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def plane_axis(about: About) -> int | None:
-    """Where the classes lie in planes [A, B, C]: 0, 2, or None where nothing tells.
+    """The axis of planes [A, B, C] that counts the classes: 0, 2, or None if unknown.
 
-    There are as many planes as names, or a background more; else the other two sizes have the
-    proportions of the model's input.
+    Its size is the number of names, or one more for a background; failing that, the other two sizes
+    must have the proportions of the model's input.
     """
     first, second, last = about.shape("planes")
     if about.planes:
@@ -2430,7 +2458,7 @@ def plane_axis(about: About) -> int | None:
 
 
 def is_like(about: About, axis: int) -> bool:
-    """Whether planes may lie along an axis: the other two sizes have the input's proportions."""
+    """Whether an axis may count the planes: the other two sizes have the input's proportions."""
     first, second, last = about.shape("planes")
     tall, wide, planes = (second, last, first) if axis == 0 else (first, second, last)
     if planes is None:
@@ -2441,7 +2469,7 @@ def is_like(about: About, axis: int) -> bool:
 
 
 def is_in_proportion(about: About, tall: int | None, wide: int | None) -> bool:
-    """Whether sizes may be those of a picture that the model takes."""
+    """Whether a height and width have the proportions of the model's input."""
     if tall is None or wide is None or about.size is None:
         return tall is None and wide is None or about.size is None and tall == wide
     return abs(tall * about.size[1] - wide * about.size[0]) <= max(about.size)
@@ -2477,7 +2505,7 @@ def is_segmentation(about: About) -> str:
 
 
 def check_grey(about: About, family: str) -> str:
-    """What is wrong with the one plane of a model of grey pictures: it may be such a picture."""
+    """What is wrong with a single plane if the input is grey, or "": it may be a grey picture."""
     if about.channels != "grey" or about.labels or about.activation:
         return ""
     return (
@@ -2486,8 +2514,8 @@ def check_grey(about: About, family: str) -> str:
     )
 
 
-# Pixels of a cell of planes, in height, from which on they may be a detector's grid: of sigmoids
-# that no label map counts, as those of boxes and objects are, and of others.
+# How many pixels high a cell must be for planes to look like a detector's grid: FINEST for sigmoids
+# without a label map, which may be of boxes and objects, COARSEST for all other planes.
 FINEST, COARSEST = 16, 32
 
 
@@ -2506,7 +2534,7 @@ NO_CLASS = {"background", "bg", "unlabeled", "unlabelled", "void", "none", "noth
 
 
 def check_background(about: About) -> str:
-    """What is wrong where class 0 has a name: it may be the background's, or that of a class."""
+    """What is wrong with class 0's name, or "": it does not show whether 0 is the background."""
     name = re.sub(r"[\W_]+", "", about.labels.get(0, "background")).lower()
     if about.classes_from is None and name not in NO_CLASS:
         return f"label_map names class 0 '{about.labels[0]}': {FIRST_CLASS}"
@@ -2514,15 +2542,15 @@ def check_background(about: About) -> str:
 
 
 def has_background_plane(about: About, count: int) -> bool:
-    """Whether the first of planes that are no softmax's is the background: it is said, or there is
-    one more than names.
+    """Whether the first of several sigmoid planes is the background: `classes_from` says so, or
+    there is one plane more than names.
     """
     said = about.classes_from
     return count > 1 and (said == 1 or said is None and count == about.names + 1)
 
 
 def check_planes(about: About) -> str:
-    """Whether it is known where the planes lie, and which of them is the background."""
+    """What is unknown about the planes' axis, or about which plane is the background; else ""."""
     axis = plane_axis(about)
     if axis is None:
         return (
@@ -2533,7 +2561,7 @@ def check_planes(about: About) -> str:
 
 
 def check_plane_names(about: About, count: int | None) -> str:
-    """What is wrong with the number of planes beside the label map's names, or ""."""
+    """What is wrong with the number of planes, compared with the label map, or ""."""
     if count == 1:
         return check_count(about, 1, "planes")
     exclusive = are_exclusive(about, count or 2)
@@ -2586,7 +2614,7 @@ def garden_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tens
 
 
 def find_plane_regions(planes: np.ndarray, about: About) -> Tensors:
-    """The regions of class planes [H, W, C], of which what is to be done is known."""
+    """The regions of class planes [H, W, C] of a settled `about`."""
     planes = about.activate(planes)
     if are_exclusive(about, planes.shape[2]):
         check_shares(planes, about)
@@ -2595,9 +2623,9 @@ def find_plane_regions(planes: np.ndarray, about: About) -> Tensors:
 
 
 def check_shares(planes: np.ndarray, about: About) -> None:
-    """Raise OutputError for planes [H, W, C] of a softmax that was over another axis, or cut."""
+    """Raise OutputError for planes [H, W, C] if a softmax's classes do not add up to 1."""
     total = planes.sum(axis=2)
-    if about.made_by("planes") == "Softmax" and (np.abs(total - 1) > 0.05).any():  # not of NaN
+    if about.made_by("planes") == "Softmax" and (np.abs(total - 1) > 0.05).any():  # NaN passes
         raise OutputError(
             "the classes of a softmax add up to 1 in each pixel, these to "
             f"{np.nanmin(total):.3g}..{np.nanmax(total):.3g}: it is over another axis, or cut"
@@ -2618,7 +2646,9 @@ def find_best_regions(planes: np.ndarray, about: About) -> Tensors:
 
 
 def find_map_regions(numbers: np.ndarray, about: About, best: np.ndarray) -> Tensors:
-    """The regions of a map [H, W] of classes, but the background's; of `best` their mean."""
+    """The regions of a class map [H, W], without the background's; a score is the mean of `best`
+    [H, W] in the region.
+    """
     first = 0 if about.classes_from == 0 else 1
     shift = 1 - first if 0 not in about.labels else 0
     found = [
@@ -2637,7 +2667,7 @@ def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
         index if has_background or 0 in about.labels else index + 1 for index in range(count)
     ]
     if count == 1 and about.labels:
-        numbers = [max(about.labels)]  # the one name, or the second, after the background
+        numbers = [max(about.labels)]  # the only name, or the one after the background's
     found = [
         (box, planes[:, :, index][window][inside].mean(), numbers[index], inside)
         for index in range(1 if has_background else 0, count)
@@ -2647,7 +2677,7 @@ def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
 
 
 def to_tensors(found: list[tuple], size: tuple[int, ...], about: About) -> Tensors:
-    """The best regions (box in pixels of the planes, score, class, what is inside)."""
+    """Predictions of the best regions; each is (box in plane pixels, score, class, bool mask)."""
     found = sorted(found, key=lambda each: -each[1])[: about.most]
     boxes, scores, classes, insides = zip(*found) if found else ((), (), (), ())
     sides = np.max([(1, 1), *(inside.shape for inside in insides)], axis=0)
@@ -2659,11 +2689,11 @@ def to_tensors(found: list[tuple], size: tuple[int, ...], about: About) -> Tenso
     }
 
 
-SHARES = (1, 2, 4, 8, 16)  # of the input's sides, that those of planes may be
+SHARES = (1, 2, 4, 8, 16)  # the input's sides divided by these may be the planes' sides
 
 
 def find_rows(about: About, shares: Iterable[int] = SHARES) -> tuple[int, int] | None:
-    """Height and width of planes of which the pixels lie in rows, as the input's size tells."""
+    """Height and width of planes [h * w, C], found by the input's size; None if nothing fits."""
     rows = about.shape("planes")[:1]
     if not rows or rows[0] is None or about.size is None:
         return None
@@ -2672,7 +2702,7 @@ def find_rows(about: About, shares: Iterable[int] = SHARES) -> tuple[int, int] |
 
 
 def unfold(about: About, size: tuple[int, int]) -> About:
-    """The same with the planes [h * w, C] as [h, w, C]."""
+    """`about` with the shape of the planes [h * w, C] as [h, w, C]."""
     flat = about.outputs["planes"]
     shape = (None, *size, about.shape("planes")[1])
     outputs = {**about.outputs, "planes": flat._replace(shape=shape)}
@@ -2680,7 +2710,7 @@ def unfold(about: About, size: tuple[int, int]) -> About:
 
 
 def is_flat(about: About) -> str:
-    """A row for each pixel of the input, or of its half; fewer may be a sequence."""
+    """One row for each pixel of the input, or of half its sides; fewer rows may be a sequence."""
     size = find_rows(about)
     if size is None or about.made_by("planes") not in MADE and about.activation is None:
         return f"a sequence made by {about.made_by('planes') or 'nothing that tells'} is no mask"
@@ -2757,13 +2787,13 @@ FINE_PLANE = 128 * 128
 
 
 def find_regions(plane: np.ndarray) -> Iterator[tuple]:
-    """Connected regions of a bool plane: the box, its window of the plane,
-    and what is inside there.
+    """Connected regions of a bool plane: the box in pixels, its slices of the plane, and the bool
+    mask within these.
     """
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         plane.astype(np.uint8), connectivity=8
     )
-    least = 4 if plane.size >= FINE_PLANE else 1  # cells: specks of fine planes are noise
+    least = 4 if plane.size >= FINE_PLANE else 1  # pixels: smaller regions of fine planes are noise
     for region in range(1, count):
         left, top, width, height, area = stats[region]
         if area >= least:
@@ -2824,7 +2854,7 @@ def first_class(about: About) -> int:
 
 
 def check_count(about: About, count: int | None, slot: str = "probabilities") -> str:
-    """What is wrong with a single confidence, or mask, or ""."""
+    """What is wrong with a single confidence or mask, or ""."""
     is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
     if count == 1 and is_softmax and about.activation != "none":
         return (
@@ -2864,9 +2894,9 @@ def classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 # them.
 # ==================================================================================================
 
-DECLARED: dict[str, type] = {}  # outside of such imports: every server of this process has them
-BUILT_IN: dict[str, type] = {}  # those of this file; nothing takes their names from them
-# What every server has; those of its own modules come over it.
+DECLARED: dict[str, type] = {}  # user routines declared outside `routine_modules`: for all servers
+BUILT_IN: dict[str, type] = {}  # routines of this file; DECLARED cannot take their names
+# The routines that every server has; those of a server's own modules are layered over them.
 ROUTINES: ChainMap[str, type] = ChainMap(DECLARED, BUILT_IN)
 
 
@@ -2876,19 +2906,20 @@ def argument(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Any:
-    """Declare a routine's argument in one line: default, what it means, and its limits."""
+    """Declare a routine's argument in one line: default, meaning and limits."""
     return dataclasses.field(
         default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum}
     )
 
 
 def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]:
-    """Make a class a routine of that name and those aliases; its annotated fields are the
-    arguments.
+    """Register a class as a routine under its own name and `aliases`; its annotated fields are the
+    routine's arguments.
 
-    Its `__call__(tensors)` returns a new dict of predictions, or with `before_model` a new picture.
-    In a module of `routine_modules` it is for the server that imports it, elsewhere for all of the
-    process; there it raises ValueError for the name of a built-in one.
+    Its `__call__(tensors)` returns a new dict of predictions. With `before_model` it takes and
+    returns a picture instead. A routine in a module of `routine_modules` belongs to the server
+    that imports it; elsewhere it belongs to every server of the process, and the name of a
+    built-in routine raises ValueError.
     """
 
     def register(kind: type) -> type:
@@ -2904,9 +2935,9 @@ def routine(*aliases: str, before_model: bool = False) -> Callable[[type], type]
 
 
 def check_arguments(kind: Any) -> None:
-    """Raise TypeError for a routine's argument of a type that no JSON is read as."""
+    """Raise TypeError if a routine has an argument of a type that cannot be read from JSON."""
     hints = typing.get_type_hints(kind)
-    kind.__annotations__ = hints  # as texts they would be of a module that is gone once it has run
+    kind.__annotations__ = hints  # resolved now: the namespace of a `run_path` module is not kept
     for field in dataclasses.fields(kind):
         if not comes_in_json(hints[field.name]):
             kinds = "int, float, str, bool, tuple, list, dict or a union of these"
@@ -2926,7 +2957,7 @@ def comes_in_json(hint: Any) -> bool:
 
 
 def declare_routine(kind: Any) -> None:
-    """Let every server of this process have a routine."""
+    """Make a routine available to every server of this process."""
     built_in = kind.__module__ == __name__
     for name in kind.routine_names:
         if name in BUILT_IN:
@@ -2938,14 +2969,15 @@ def declare_routine(kind: Any) -> None:
 
 
 def import_module(name: str, folder: Path) -> tuple[dict[str, type], dict[str, "Family"]]:
-    """The routines and the families, by name, of a file relative to `folder` or a module.
+    """The routines and families, by name, of a .py file relative to `folder` or of a module.
 
-    A file is run anew each time, a module is imported as modules are. Raises what it raises.
+    A file is run again at each call; a module is imported normally. Its exceptions pass through.
     """
     token = IMPORTING.set(True)
     try:
         if name.endswith(".py"):
-            run_name = f"routine_modules.{Path(name).stem}"  # in no other module's place meanwhile
+            # a name of its own: run_path replaces sys.modules[run_name] while the file runs
+            run_name = f"routine_modules.{Path(name).stem}"
             held = runpy.run_path(str(folder / name), run_name=run_name)
         else:
             held = vars(importlib.import_module(name))
@@ -2960,7 +2992,7 @@ def import_module(name: str, folder: Path) -> tuple[dict[str, type], dict[str, "
 
 
 def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
-    """The predictions that a mask or an index array [N] picks out of every array."""
+    """Select predictions: `chosen`, a bool mask or an index array, is applied to every array."""
     return {
         name: array[chosen] if isinstance(array, np.ndarray) else array
         for name, array in tensors.items()
@@ -2978,15 +3010,16 @@ class FilterConfidence:
 
 
 LOWEST = float(np.finfo(np.float32).min)
-SAME = 2e-7  # what two IoUs may differ by and be equal: OpenCV has them as float32
+SAME = 2e-7  # tolerance when an IoU is compared: OpenCV computes it in float32
 
 
 def suppress(tensors: Tensors, iou: float) -> Tensors:
-    """Class-wise non-maximum suppression: the best stays, those of its class that overlap it by at
-    least `iou` go; at 0, those that overlap it at all. The first of equals is the best.
+    """Class-wise non-maximum suppression: the best box stays, boxes of its class that overlap it by
+    an IoU of at least `iou` are dropped; with `iou` 0, those that overlap it at all. Of equal
+    scores the first is the best.
 
-    By OpenCV, since it needs neither TensorFlow nor [N, N] numbers. As in TensorFlow, boxes without
-    an area stay and what has no number for its score goes; so does a box that is no numbers.
+    OpenCV does it, since it needs neither TensorFlow nor an [N, N] array. As in TensorFlow, boxes
+    without area stay and NaN scores are dropped; so are boxes with NaN or infinity.
     """
     boxes = tensors["boxes"].astype(np.float64)  # [N, 4]
     are_numbers = np.isfinite(boxes).all(axis=1)
@@ -2997,7 +3030,7 @@ def suppress(tensors: Tensors, iou: float) -> Tensors:
     rivals = np.flatnonzero((size > 0).all(axis=1) & alive)
     if rivals.size:
         _, kinds = np.unique(tensors["classes"][rivals], return_inverse=True)
-        # from 0 on: OpenCV sets classes apart by moving boxes by the largest coordinate
+        # shifted to start at 0: OpenCV separates classes by moving boxes by the largest coordinate
         places = low[rivals] - low[rivals].min(axis=0)
         kept = cv2.dnn.NMSBoxesBatched(
             np.concatenate([places, size[rivals]], axis=1).tolist(),
@@ -3028,13 +3061,13 @@ def are_named(tensors: Tensors, class_name: str | tuple[str, ...]) -> np.ndarray
     return np.array([name in wanted for name in tensors["names"]], bool)
 
 
-MOST_WARNINGS = 10  # of one routine
+MOST_WARNINGS = 10  # of one routine in one answer
 
 
 def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) -> Tensors:
-    """The predictions, with a warning in the answer for each name that no class of the model has.
+    """The predictions, with a warning in the answer for each name that the model has no class of.
 
-    A class without a name of its own goes by its number.
+    Numbers pass without a warning: a class without a name is called by its number.
     """
     labels: Mapping[int, str] | None = tensors.get("labels")
     if labels is None:
@@ -3054,7 +3087,7 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
 
 
 def warn_nameless(tensors: Tensors) -> Tensors:
-    """The predictions, with a warning for classes that the label map should name and does not."""
+    """The predictions, with a warning for class ids that are missing from the label map."""
     labels: Mapping[int, str] = tensors["labels"]
     if not labels:
         return tensors
@@ -3153,9 +3186,9 @@ def uncertainty(tensors: Tensors, strategy: str) -> float:
     """How uncertain the model is of a picture, 0..1: `entropy` (as ActiveLearning answers it),
     `least_confidence` or `margin`.
 
-    Detections are yes-or-no questions, averaged by class, then over the classes: 1 - p, and 1 - |p
-    - (1 - p)|. Classes of a classifier exclude each other: 1 - the best, and 1 - (the best - the
-      second). No predictions: 0.
+    Each detection is a yes-or-no question: 1 - p, or for margin 1 - |p - (1 - p)|, averaged within
+    each class, then over the classes. A classifier's classes exclude each other: 1 - best, or for
+    margin 1 - (best - second). No predictions: 0.
     After Settles, Active Learning Literature Survey (2009), section 3.1.
     """
     scores = np.clip(tensors["scores"].astype(np.float64), 0, 1)
@@ -3171,7 +3204,7 @@ def uncertainty(tensors: Tensors, strategy: str) -> float:
 
 
 def mean_of_classes(values: np.ndarray, names: np.ndarray) -> tuple[float, dict[str, float]]:
-    """The mean over the classes of each class's mean, and those; values [N], names [N]."""
+    """The mean of the class means, and the class means by name; values [N], names [N]."""
     per_class = {name: float(values[names == name].mean()) for name in sorted(set(names.tolist()))}
     return float(np.mean(list(per_class.values()))) if per_class else 0.0, per_class
 
@@ -3208,7 +3241,7 @@ class Histogram:
             if self.bins
             else list(self.ranges or ())
         )
-        if bounds:  # a bin holds what is above the bound before it, up to and with its own
+        if bounds:  # a bin's lower bound is excluded, its upper bound included
             bins = np.searchsorted(
                 bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left"
             )
@@ -3229,7 +3262,7 @@ def draw_histogram(numbers: Mapping[str, Any]) -> str:
             for name, counts in numbers["counts"].items()
             for bound, count in zip(numbers["ranges"], counts)
         )
-    rows = list(itertools.islice(listed, 1000))  # more are no picture; the numbers have them all
+    rows = list(itertools.islice(listed, 1000))  # more bars are unreadable; the JSON has them all
     most = max([count for _, count in rows], default=0) or 1
     bars = "".join(
         f'<text x="150" y="{22 * n + 16}" text-anchor="end">{escape(name)}</text>'
@@ -3255,7 +3288,7 @@ class Grayscale:
         return np.dstack([grey, grey, grey, *np.moveaxis(image[:, :, 3:], 2, 0)])  # alpha as it is
 
 
-MOST_PIXELS = 25_000_000  # that a routine makes; a size that is left out may be any
+MOST_PIXELS = 25_000_000  # of a resized picture: a side that is not given has no limit of its own
 
 
 @routine(before_model=True)
@@ -3330,7 +3363,7 @@ class Tile:
     whole: bool = argument(True, "whether the whole picture is shown too")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        return image  # `find_in_tiles` cuts it
+        return image  # unchanged: `find_in_tiles` cuts it
 
     def windows(self, image: np.ndarray) -> np.ndarray:
         """Top, left, bottom and right of each tile in pixels, int [T, 4], all of one size.
@@ -3358,7 +3391,7 @@ class Tile:
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize [H, W, C] or [H, W]: by area where a side shrinks, bilinear where one grows."""
     tall, wide = image.shape[:2]
-    # by itself: where one of both sides grows, INTER_AREA is no mean
+    # shrink first, on its own: if either side grows, INTER_AREA does not average
     least = min(width, wide), min(height, tall)
     if least != (wide, tall):
         image = cv2.resize(image, least, interpolation=cv2.INTER_AREA)
@@ -3378,7 +3411,7 @@ def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.
             part = np.array(step.bounds(image)) / np.tile(image.shape[:2], 2)
             region = place_boxes(part[np.newaxis], region)[0]
         image = step(image)
-        if image.dtype != np.uint8 or image.ndim != 3:  # others would be shown as another picture
+        if image.dtype != np.uint8 or image.ndim != 3:  # would be misread as a different picture
             came = f"{image.dtype} {list(image.shape)}"
             raise TypeError(
                 f"{type(step).__name__}: expected a picture, uint8 [H, W, 3], got {came}"
@@ -3387,7 +3420,7 @@ def run_before(chain: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Boxes [N, 4] in 0..1 of a region as boxes in 0..1 of what the region lies in."""
+    """Convert boxes [N, 4] from 0..1 of a region to 0..1 of the picture that contains it."""
     origin, size = np.tile(region[:2], 2), np.tile(region[2:] - region[:2], 2)
     return (boxes * size + origin).astype(boxes.dtype)
 
@@ -3400,8 +3433,8 @@ def place_boxes(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def to_annotations(tensors: Tensors, width: int, height: int) -> list[dict[str, Any]]:
-    """Predictions as the published objects: bound and contour in 0..1 of the picture,
-    best first; with `contours` where a mask has more than one ring.
+    """Predictions as the API's annotation objects, best first: bound and contour in 0..1 of the
+    picture; also `contours` if a mask has more than one ring.
     """
     annotations = []
     for index, (score, number, name) in enumerate(
@@ -3439,17 +3472,20 @@ def resize_mask(mask: np.ndarray, tall: int, wide: int) -> np.ndarray:
     return (mask >= 0.5).astype(np.uint8)
 
 
-FINE, MOST_FINE = 128, 1024  # the pixels that a mask coarser than the picture is traced in
+# A mask coarser than the picture is traced at its box's size in picture pixels, enlarged up to 8
+# times to reach FINE on the longer side; a side has at most MOST_FINE, or as many as the mask.
+FINE, MOST_FINE = 128, 1024
 MOST_RINGS = 2000
 
 
 def trace_rings(
     mask: np.ndarray, box: np.ndarray, width: int, height: int
 ) -> list[list[list[float]]]:
-    """The rings of a mask's parts and holes as [[x, y], ...] in 0..1 of the picture, largest first.
+    """The outlines of a mask's parts and holes as [[x, y], ...] in 0..1 of the picture: parts
+    first, largest first.
 
-    Filled by the even-odd rule they are the mask; holes run the other way around. A mask as fine as
-    the picture is traced as it is, a coarser one smoothly.
+    Filled by the even-odd rule they give the mask; holes run in the opposite direction. A mask as
+    fine as the picture is traced pixel by pixel; a coarser one is smoothed.
     """
     origin = np.array([box[1], box[0]], np.float64)
     size = np.array([box[3] - box[1], box[2] - box[0]], np.float64)  # x, y
@@ -3461,10 +3497,10 @@ def trace_rings(
         most = max(MOST_FINE, *mask.shape)
         sides = [np.clip(round(side * scale), 1, most) for side in (tall, wide)]
         pixels = resize_mask(mask, *map(int, sides))
-    # enlarged so much, what is a pixel wide in the mask is two
+    # enlarged at least twice: a line of one mask pixel is now two wide, so one cell is enough
     cells = 1 if min(np.array(pixels.shape) / mask.shape) >= 2 else 2
     grid = np.array(pixels.shape[::-1])
-    step = float(max(size * [width, height] / grid))  # the picture's pixels in one of these
+    step = float(max(size * [width, height] / grid))  # picture pixels per traced pixel
     rings = find_rings(pixels, cells)
     thick = thickness(*rings)
     rings = [simplify(ring, step, max(tall, wide), thick) for ring in rings]
@@ -3475,11 +3511,11 @@ def trace_rings(
 
 
 def find_rings(pixels: np.ndarray, cells: int = 2) -> list[np.ndarray]:
-    """The rings along the edges of 0/1 pixels [h, w] as x, y [K, 2]; around holes the other way.
+    """The rings along the edges of 0/1 pixels [h, w] as x, y [K, 2]; holes run the other way.
 
-    A ring through the centres of pixels would cut half of one off, which is all of what is thin.
-    Traced are therefore the edges: with two `cells` a pixel, of which the even ones are edges; with
-    one, which is faster, gaps of a pixel close.
+    OpenCV's contours run through pixel centres, which cuts off half a pixel on each side: all of a
+    thin part. Therefore the edges are traced. With two `cells` per pixel, the even cells are edges.
+    One cell per pixel is faster, but closes gaps of one pixel.
     """
     rings: list[np.ndarray] = []
     rest, is_hole = pixels, False
@@ -3501,28 +3537,31 @@ def find_rings(pixels: np.ndarray, cells: int = 2) -> list[np.ndarray]:
         inside = inside[cells - 1 :: cells, cells - 1 :: cells][
             : pixels.shape[0], : pixels.shape[1]
         ]
-        rest, is_hole = inside & (1 - rest), not is_hole  # what is filled and should not
+        rest, is_hole = inside & (1 - rest), not is_hole  # filled by mistake: the next level
     return rings
 
 
-MOST_DEPTH = 8  # of parts in holes in parts
+MOST_DEPTH = 8  # nesting levels of parts with holes that contain parts
 
 
 def area_of(ring: np.ndarray) -> float:
-    """The area inside a ring [K, 2], negative when it runs the other way."""
+    """The area inside a ring [K, 2]; negative for a hole, whose ring runs the other way."""
     return cv2.contourArea(ring.astype(np.float32), oriented=True)
 
 
 def thickness(*rings: np.ndarray) -> float:
-    """How thick what lies between rings [K, 2] is, in their own unit, as that of a long line is."""
+    """The thickness of the shape that rings [K, 2] enclose, in their own unit: twice its area by
+    its outline, which is the width of a long line.
+    """
     length = sum(cv2.arcLength(ring.astype(np.float32), True) for ring in rings)
     return 2 * abs(sum(map(area_of, rings))) / max(length, 1e-6)
 
 
 def simplify(ring: np.ndarray, step: float, side: float, thick: float) -> np.ndarray:
-    """A ring with fewer points, moved by at most a tenth of how thick it or its mask is.
+    """A ring with fewer points, moved by at most a tenth of the thickness of the ring or its mask.
 
-    `step` is what one unit of it takes of the picture's pixels, `side` how many of these it spans.
+    `step` is the number of picture pixels per unit of the ring, `side` the box's longer side in
+    picture pixels.
     """
     points = ring.astype(np.float32).reshape(-1, 1, 2)
     thick = min(thick, thickness(ring))
@@ -3537,8 +3576,8 @@ def to_coco(
     labels: Mapping[int, str],
     file_name: str = "image",
 ) -> dict[str, Any]:
-    """Annotations as a COCO object: boxes x, y, w, h and, in pixels, polygons, or RLE for a mask
-    with holes; of what has no mask the box.
+    """Annotations as a COCO object, in pixels: boxes x, y, w, h; masks as polygons, or as RLE if
+    they have holes. Without a mask the segmentation is the box.
     """
     entries = []
     for number, annotation in enumerate(annotations, 1):
@@ -3568,7 +3607,7 @@ def to_coco(
 
 
 def rings_of(annotation: Mapping[str, Any], width: int, height: int) -> list[np.ndarray]:
-    """The rings of an annotation's mask in pixels, x, y float64 [K, 2] each; none without one."""
+    """The rings of an annotation's mask in pixels, each x, y float64 [K, 2]; [] without a mask."""
     rings = annotation.get("contours") or [annotation["contour"] or []]
     return [np.array(ring, np.float64) * [width, height] for ring in rings if ring]
 
@@ -3590,16 +3629,16 @@ def to_segmentation(
 
 
 def encode_runs(rings: Sequence[np.ndarray], width: int, height: int) -> list[int]:
-    """What rings hold by the even-odd rule, as COCO's run lengths: column by column, of 0 and 1 in
-    turn; a pixel is in when its centre is.
+    """Fill rings by the even-odd rule, as COCO's run lengths: column by column, runs of 0 and 1 in
+    turn. A pixel is inside if its centre is.
     """
-    flips = []  # where a column goes in or out, as the number of the pixel
+    flips = []  # where a column enters or leaves a ring, as pixel index (column * height + row)
     for ring in rings:
         ends = np.stack([ring, np.roll(ring, -1, axis=0)])  # [2, K, 2]
         ends = np.where(ends[:1, :, :1] <= ends[1:, :, :1], ends, ends[::-1])  # from left to right
         (left, top), (right, bottom) = ends[0].T, ends[1].T
         first, after = (np.clip(np.ceil(x - 0.5), 0, width).astype(int) for x in (left, right))
-        edge = np.repeat(np.arange(len(ring)), after - first)  # one for each column it crosses
+        edge = np.repeat(np.arange(len(ring)), after - first)  # one entry per column it crosses
         column = (
             first[edge] + np.arange(len(edge)) - (np.cumsum(after - first) - (after - first))[edge]
         )
@@ -3616,8 +3655,8 @@ def encode_runs(rings: Sequence[np.ndarray], width: int, height: int) -> list[in
 def present(
     tensors: Tensors, image: np.ndarray, labels: Mapping[int, str], form: str = "json"
 ) -> dict[str, Any] | bytes:
-    """The answer to a request: `json` or `coco` objects with what routines added,
-    or the drawn picture as `png` or `jpeg` bytes.
+    """The answer to a request: `json` or `coco` objects merged with the routines' own answers, or
+    the drawn picture as `png` or `jpeg` bytes.
     """
     answer = tensors.get("answer", {})
     if tensors.get("only_answer"):
@@ -3655,14 +3694,14 @@ COLOURS = (
 def draw_annotations(
     image: np.ndarray, annotations: Sequence[Mapping[str, Any]], kind: str
 ) -> bytes:
-    """The picture, uint8 RGB [H, W, 3], at its own size with boxes, masks and names,
-    as `png` or `jpeg` bytes.
+    """Draw boxes, masks and names on a picture, uint8 RGB [H, W, 3], without resizing it; returns
+    `png` or `jpeg` bytes.
     """
     canvas = image.copy()
     height, width = canvas.shape[:2]
     side = math.sqrt(height * width)
     thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
-    for annotation in reversed(annotations):  # the best on top
+    for annotation in reversed(annotations):  # the best is drawn last, on top
         draw_shape(canvas, annotation, thick)
     labels = draw_labels(annotations, max(11, round(side / 40)))
     for label, (left, top) in place_labels(labels, annotations, width, height, thick):
@@ -3676,7 +3715,7 @@ def colour_of(annotation: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) -> None:
-    """Draw a mask, half-transparent with its outline, or else a box, into a picture."""
+    """Draw an annotation into `canvas`: its mask, half-transparent with an outline, or its box."""
     height, width = canvas.shape[:2]
     colour = colour_of(annotation)
     rings = [np.rint(ring - 0.5).astype(np.int32) for ring in rings_of(annotation, width, height)]
@@ -3691,7 +3730,7 @@ def draw_shape(canvas: np.ndarray, annotation: Mapping[str, Any], thick: int) ->
     left, top = np.maximum(points.min(axis=0), 0)
     right, bottom = points.max(axis=0) + 1
     part = canvas[top:bottom, left:right]
-    if not part.size:  # thinner than a pixel, at the edge
+    if not part.size:  # a shape thinner than a pixel at the picture's edge
         return
     shade = part.copy()
     cv2.fillPoly(shade, [ring - [left, top] for ring in rings], colour)
@@ -3708,7 +3747,7 @@ MOST_LETTERS = 40
 
 
 def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> Iterator[np.ndarray]:
-    """Name and confidence of each, uint8 RGB [h, w, 3], with letters of `size` pixels."""
+    """The labels of the best annotations, uint8 RGB [h, w, 3], with letters `size` pixels high."""
     most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
     return (draw_label(annotation, size) for annotation in annotations[:most])
 
@@ -3720,7 +3759,7 @@ def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
         name = f"{name[: MOST_LETTERS - 2]}.."
     number = f"{annotation['confidence']:.2f}"
     parts = choose_fonts(name, number)
-    if not parts:  # rather its number than boxes in place of letters
+    if not parts:  # no font has the name: the class number, not empty boxes
         parts = choose_fonts(f"#{annotation['tag']['id']}", number)
     drawn = [draw_text(text, path, size, colour) for text, path in parts]
     tall = max(len(part) for part in drawn)
@@ -3734,10 +3773,10 @@ def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
 
 
 def choose_fonts(name: str, number: str) -> list[tuple[str, str]]:
-    """A name and a number in parts, each with the path of a font that has it; [] where none has.
+    """A name and a number as parts, each with the path of a font that has all its letters.
 
-    In one piece where a font has letters and digits; fonts of one script alone have none. Words
-    that are written from the right stay together.
+    There is one part if a font has the letters and the digits; fonts for a single script may lack
+    digits. Right-to-left words stay together. Returns [] if no font has a part.
     """
     if path := find_font(name):
         return [(f"{name} {number}", path)]
@@ -3764,7 +3803,7 @@ def draw_text(text: str, path: str, size: int, colour: tuple[int, ...]) -> np.nd
     return np.asarray(label)
 
 
-OPENCV_LOCK = threading.Lock()  # nothing says that its fonts may be used in two threads
+OPENCV_LOCK = threading.Lock()  # OpenCV does not document its fonts as thread-safe
 
 
 def draw_opencv(
@@ -3786,9 +3825,9 @@ def place_labels(
     height: int,
     thick: int,
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Each label that there is room for with its left and top, the most confident first.
+    """Each label that there is room for, with its left and top; the most confident come first.
 
-    No two overlap, and all together they leave the picture to be seen.
+    Labels do not overlap, and together cover at most LABEL_SHARE of the picture, or one label.
     """
     taken: list[tuple[int, int, int, int]] = []
     left_over = LABEL_SHARE * width * height
@@ -3817,8 +3856,8 @@ def label_places(
     index: int,
     thick: int,
 ) -> list[tuple[int, int]]:
-    """Where a label may stand, as left and top, the best first: over its box, in it, under it; of a
-    classifier's names under the one before.
+    """Possible places of a label, as left and top, best first: above its box, in it, below it,
+    beside it. A classifier's labels are stacked from the top left.
     """
     if not annotation["bound"]:
         return [(0, index * tall)] if index == 0 or (index + 1) * tall <= height else []
@@ -3839,7 +3878,7 @@ FONT_FOLDERS = (
     "/Library/Fonts",
     "C:/Windows/Fonts",
 )
-# the first that has the letters is taken; other fonts after these
+# Name patterns in order of preference: the first font that has all letters is used.
 FONTS = (
     "NotoSans-Regular",
     "DejaVuSans",
@@ -3858,13 +3897,13 @@ FONTS = (
     "*",
 )
 MOST_FONTS = 500
-OPENCV_FONT = ":opencv"  # in OpenCV from 5 on: most scripts that are written from the left
-PILLOW_FONT = ":pillow"  # English alone
+OPENCV_FONT = ":opencv"  # built into OpenCV from 5 on: most left-to-right scripts
+PILLOW_FONT = ":pillow"  # built into Pillow: English only
 
 
 @functools.cache
 def list_fonts() -> list[str]:
-    """The paths of the machine's fonts, those of FONTS first; at the end what libraries bring."""
+    """The paths of the machine's fonts in the order of FONTS, then the libraries' own fonts."""
     found = [
         path
         for folder in FONT_FOLDERS
@@ -3881,7 +3920,7 @@ def list_fonts() -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def open_font(path: str, size: int) -> Any:
-    """A font of Pillow's, or OpenCV's own; raises OSError for a file that is none."""
+    """Open a font with Pillow, or OpenCV's own font; raises OSError for a file that is no font."""
     if path == OPENCV_FONT:
         return cv2.FontFace("uni")
     return ImageFont.load_default(size) if path == PILLOW_FONT else ImageFont.truetype(path, size)
@@ -3889,27 +3928,30 @@ def open_font(path: str, size: int) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def find_font(text: str, has_digits: bool = True) -> str | None:
-    """The path of the first font that has all letters of a text, and digits; None without one."""
+    """The path of the first font that has all letters of a text, with `has_digits` also those of
+    a confidence; None if no font has.
+    """
     letters = {letter for letter in text if unicodedata.category(letter)[0] not in "MCZ"}
-    letters |= set("0123456789.#") if has_digits else set()  # which follow in a label
+    letters |= set("0123456789.#") if has_digits else set()
     return next((path for path in list_fonts() if has_letters(path, letters)), None)
 
 
 def has_letters(path: str, letters: Iterable[str]) -> bool:
-    """Whether a font has them: it draws the same for all that it has not."""
+    """Whether a font has these letters: it draws all letters that it lacks the same way."""
     try:
         none = {draw_letter(path, letter) for letter in ("\U0010fffd", "\ue83a")}
         return not any(draw_letter(path, letter) in none for letter in letters)
-    except (OSError, ValueError):  # a damaged font; a font of pictures alone
+    except (OSError, ValueError):  # a damaged font; a bitmap-only font such as emoji
         return False
 
 
 def draw_letter(path: str, letter: str) -> tuple[Any, bytes]:
-    """The pixels of a letter in a font, to be compared; nothing where it cannot be drawn well."""
+    """The size and pixels of a letter in a font, for comparison with those of a missing letter."""
     if path != OPENCV_FONT:
         mask = open_font(path, 16).getmask(letter)
         return mask.size, bytes(mask)
-    if unicodedata.bidirectional(letter) in ("R", "AL"):  # it would write them from the left
+    # OpenCV would write right-to-left letters from the left, so they count as missing.
+    if unicodedata.bidirectional(letter) in ("R", "AL"):
         letter = "\U0010fffd"
     label = draw_opencv(letter, 16, 2, (255, 255, 255), (0, 0, 0))
     return label.shape, label.tobytes()
@@ -3942,12 +3984,12 @@ Shape = tuple[int | None, ...] | None
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What a deployment's config says of its model's input; None where the signature tells.
+    """What a deployment's config says about its model's input; None means the signature tells.
 
-    A pixel 0..255 is shown as (pixel * scale + offset - mean) / std, or as `preprocess` has it.
+    A pixel 0..255 becomes (pixel * scale + offset - mean) / std, or what `preprocess` makes of it.
     """
 
-    input: str | None = None  # encoded or example, of a text
+    input: str | None = None  # "encoded" or "example", only for a string input
     example_feature: str = "image/encoded"
     layout: str | None = None
     channels: str | None = None
@@ -3962,7 +4004,7 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class Values:
-    """What becomes of pixels 0..255: (pixel / divisor * scale + offset - mean) / std."""
+    """How pixels 0..255 are normalised: (pixel / divisor * scale + offset - mean) / std."""
 
     divisor: float = 1.0
     scale: float = 1.0
@@ -3971,7 +4013,7 @@ class Values:
     std: tuple[float, ...] = ()
 
     def apply(self, pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Pixels [H, W, C] as numbers of a dtype, reckoned in float32; for double in float64."""
+        """Normalise pixels [H, W, C] to a dtype; computed in float32, for a double in float64."""
         if self == Values():
             return pixels.astype(dtype)
         kind = np.float64 if dtype == np.float64 else np.float32
@@ -3989,7 +4031,7 @@ class Values:
         return values.astype(dtype, copy=False)
 
 
-# As keras.applications' imagenet_utils.preprocess_input reckons: channels, then numbers.
+# keras.applications' imagenet_utils.preprocess_input: the order of channels, then the numbers.
 PREPROCESS = {
     "tf": ("rgb", Values(divisor=127.5, offset=-1.0)),
     "torch": ("rgb", Values(divisor=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))),
@@ -3997,15 +4039,15 @@ PREPROCESS = {
 }
 
 
-# Where what a model was shown lies in the picture, as a box in 0..1 of that: larger than the
-# picture where that was padded, and smaller where it was cut.
+# The part of the picture that the model's input covers, as a box (ymin, xmin, ymax, xmax) in 0..1
+# of the picture: it reaches beyond 0..1 after padding, and is smaller after cropping.
 Region = tuple[float, float, float, float]
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
 def place(tensors: Tensors, region: Region) -> Tensors:
-    """Predictions of what was shown as predictions of the picture: without what lies in the padding
-    alone, boxes and their masks cut at the picture's edge.
+    """Convert predictions from coordinates of the model's input to those of the picture: boxes and
+    masks are clipped at the picture's edge, and boxes entirely in the padding are dropped.
     """
     if "boxes" not in tensors or region == WHOLE:
         return tensors
@@ -4018,7 +4060,7 @@ def place(tensors: Tensors, region: Region) -> Tensors:
 
 
 def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """What a mask [mh, mw] of a box shows in a part of that box, as a mask of that part."""
+    """Cut a mask [mh, mw] relative to `box` to a mask relative to `part`, a part of that box."""
     size = np.tile(box[2:] - box[:2], 2)
     if (box == part).all() or not size.all():
         return mask
@@ -4029,7 +4071,7 @@ def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
 def letterbox(
     image: np.ndarray, width: int, height: int, padding: Sequence[float]
 ) -> tuple[np.ndarray, Region]:
-    """A picture at the largest size that fits, in the middle, with padding around it."""
+    """Resize a picture to the largest size that fits, and pad it to `width` x `height`."""
     tall, wide = image.shape[:2]
     scale = min(width / wide, height / tall)
     new_wide, new_tall = max(1, round(wide * scale)), max(1, round(tall * scale))
@@ -4042,7 +4084,7 @@ def letterbox(
 
 
 def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Region]:
-    """The middle of a picture, as much as has the proportions wanted, at the size wanted."""
+    """Cut the largest middle part with the wanted proportions, and resize it to the wanted size."""
     tall, wide = image.shape[:2]
     part_tall = max(1, min(tall, wide * height // width))
     part_wide = max(1, min(wide, tall * width // height))
@@ -4054,9 +4096,10 @@ def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class PictureInput:
-    """How a model takes pictures: an input's name and dtype, and what is made of a picture.
+    """How a model takes pictures: its input's name and dtype, and how a picture is converted to it.
 
-    `layout` is empty for texts, of `rank` dimensions. `joins` says whether one call takes several.
+    A string input has an empty `layout` and `rank` dimensions. `joins` says whether one call takes
+    several pictures.
     """
 
     name: str
@@ -4078,7 +4121,9 @@ class PictureInput:
         return self.channels in ("rgba", "bgra")
 
     def bytes_for(self, image: np.ndarray) -> int:
-        """What `show` takes beside a picture; numbers are made in two steps, and put together."""
+        """The bytes that `show` and a batch need besides the picture: normalising takes two steps,
+        and a batch is a further copy.
+        """
         if self.form != "pixels":
             return 2 * image.nbytes
         pixels = (self.height or image.shape[0]) * (self.width or image.shape[1])
@@ -4087,7 +4132,9 @@ class PictureInput:
         return pixels * CHANNELS[self.channels] * (each + size * self.joins)
 
     def show(self, image: np.ndarray) -> tuple[np.ndarray, Region]:
-        """A picture, uint8 RGB or RGBA, as the model's input, and where it lies in that."""
+        """Convert a picture, uint8 RGB or RGBA [H, W, C], to the model's input array; returns the
+        array and the region of the picture that it covers.
+        """
         if self.form != "pixels":
             return self.show_text(image), WHOLE
         canvas, region = self.fit(image)
@@ -4100,7 +4147,7 @@ class PictureInput:
         return (array[np.newaxis] if self.layout.startswith("N") else array), region
 
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, Region]:
-        """A picture at the model's size."""
+        """Resize a picture to the model's size; returns it and the region that it covers."""
         width, height = self.width or image.shape[1], self.height or image.shape[0]
         if self.resize == "letterbox":
             return letterbox(image, width, height, self.padding)
@@ -4109,7 +4156,7 @@ class PictureInput:
         return resize(image, width, height), WHOLE
 
     def order(self, image: np.ndarray) -> np.ndarray:
-        """The channels that the model takes, in its order; what is not transparent is opaque."""
+        """The channels that the model takes, in its order; RGB gets an opaque alpha if needed."""
         if self.channels == "grey":
             return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
         if self.takes_alpha and image.shape[2] == 3:
@@ -4119,7 +4166,7 @@ class PictureInput:
         return image
 
     def show_text(self, image: np.ndarray) -> np.ndarray:
-        """A picture as PNG, or as tf.Example that holds one."""
+        """A picture as PNG bytes or as a serialized tf.Example with a PNG, object [1, ...]."""
         data = encode(image)
         if self.form == "example":
             data = encode_example({self.feature: data, "image/format": b"png"})
@@ -4134,8 +4181,8 @@ def encode(image: np.ndarray, ending: str = ".png", what: str = "encoded") -> by
 
 
 def encode_example(features: Mapping[str, bytes]) -> bytes:
-    """A serialized tf.Example of features that hold one text each."""
-    from tensorflow import train  # there once a model is loaded
+    """A serialized tf.Example whose features hold one byte string each."""
+    from tensorflow import train  # late: already imported once a model is loaded
 
     example = train.Example()
     for name, data in features.items():
@@ -4148,9 +4195,9 @@ def read_input(
 ) -> PictureInput:
     """How a signature's one input takes pictures.
 
-    `inputs` has (dtype such as `DT_UINT8`, shape) by name; `operations` are the kinds of those that
-    its graph runs. Raises ValueError for what takes none, and for what cannot be known, with the
-    line to write into the config.
+    `inputs` has (dtype such as `DT_UINT8`, shape) by name; `operations` are the types of the
+    operations in its graph. Raises NoPicture if the input takes no pictures, and ValueError with
+    the line to write into the config if something is unknown.
     """
     if len(inputs) != 1:
         raise NoPicture(
@@ -4167,7 +4214,7 @@ def read_input(
 
 
 def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions) -> PictureInput:
-    """How an input of numbers takes pictures."""
+    """How a numeric input takes pictures."""
     layout = find_layout(name, shape, options)
     sizes = dict(zip(layout, shape if shape is not None else (None,) * len(layout)))
     channels = find_channels(name, sizes["C"] if "C" in layout else 1, options)
@@ -4191,7 +4238,7 @@ def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions)
     )
 
 
-# What a graph does with a text that is not the bytes of a picture's file.
+# Operations that show that a string input is not the bytes of a picture file.
 NO_FILES = {
     "ReadFile": "opens files by their paths; export a signature that takes what is in them",
     "DecodeBase64": "decodes base64 first; export a signature that takes the file's bytes",
@@ -4201,7 +4248,7 @@ NO_FILES = {
 def read_text_input(
     name: str, shape: Shape, options: InputOptions, operations: Collection[str]
 ) -> PictureInput:
-    """How an input of texts takes pictures: as files, or as tf.Examples with one in them."""
+    """How a string input takes pictures: as picture files, or as tf.Examples that contain one."""
     plain = InputOptions(input=options.input, example_feature=options.example_feature)
     if options != plain:
         raise ValueError(
@@ -4235,9 +4282,9 @@ DECODERS = re.compile("Decode(AndCrop)?(Jpeg|Png|Bmp|Gif|WebP|Image)")
 
 
 def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
-    """The order of an input's dimensions, as its sizes tell it; ValueError where they do not.
+    """The order of an input's dimensions, found by its sizes; NoPicture if they do not show it.
 
-    Of batch and channels, either of them 1, the order does not matter. Sides are larger than 4.
+    NHW and CHW both fit a single grey picture, and either is right. A side is larger than 4.
     """
     if options.layout:
         layout = options.layout
@@ -4269,13 +4316,13 @@ def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
 
 
 def fits_layout(layout: str, shape: tuple[int | None, ...]) -> bool:
-    """Whether sizes may be those of a layout: one picture or any number, 1, 3 or 4 channels."""
+    """Whether sizes fit a layout: N is 1 or unknown; C is 1, 3, 4 or unknown."""
     sizes = dict(zip(layout, shape))
     return sizes.get("N") in (None, 1) and sizes.get("C") in (None, 1, 3, 4)
 
 
 def find_channels(name: str, count: int | None, options: InputOptions) -> str:
-    """The channels of an input that has so many, in their order."""
+    """The channels, in order, of an input that has `count` of them (None if unknown)."""
     wanted = options.channels or (options.preprocess and PREPROCESS[options.preprocess][0])
     if count is None:
         if wanted is None:
@@ -4285,7 +4332,7 @@ def find_channels(name: str, count: int | None, options: InputOptions) -> str:
             )
         return wanted
     if options.preprocess == "tf" and not options.channels:
-        return NORMAL[count]  # the same for each channel
+        return NORMAL[count]  # "tf" treats all channels alike, so any number will do
     if wanted is not None and CHANNELS[wanted] != count:
         raise ValueError(
             f"{'channels' if options.channels else 'preprocess'}: "
@@ -4296,7 +4343,7 @@ def find_channels(name: str, count: int | None, options: InputOptions) -> str:
 
 
 def find_values(options: InputOptions, channels: str) -> Values:
-    """What becomes of pixels, by a deployment's options."""
+    """How pixels are normalised, by a deployment's options."""
     if options.preprocess:
         return PREPROCESS[options.preprocess][1]
     for word, given in (("mean", options.mean), ("std", options.std)):
@@ -4309,7 +4356,7 @@ def find_values(options: InputOptions, channels: str) -> Values:
 
 
 def check_values(name: str, dtype: str, values: Values, channels: str) -> None:
-    """Raise ValueError where pixels 0..255 would not fit into an input's dtype."""
+    """Raise ValueError if normalised pixels 0..255 would not fit into an input's dtype."""
     kind, word = PIXEL_TYPES[dtype], type_name(dtype)
     pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], CHANNELS[channels], axis=1)
     shown = values.apply(pixels, np.dtype(np.float64))
@@ -4348,19 +4395,19 @@ def show_shape(shape: Shape) -> str:
 # ==================================================================================================
 
 
-MOST_ANSWERED = 1_000_000  # classes of one classifier
+MOST_ANSWERED = 1_000_000  # the most classes that a classifier answers
 
 
 @dataclass(frozen=True)
 class ImageModel:
-    """How a deployment shows pictures to its model and reads the answer. Raises ValueError when the
-    signature is no image model's.
+    """How a deployment feeds pictures to its model and reads the outputs. Raises ValueError if the
+    signature is not that of an image model.
 
-    `inputs` and `outputs` are name -> (dtype such as `DT_UINT8`, shape or None), of outputs also
-    the operation that makes them, where that is known; `operations` are the kinds of those that the
-    graph of a text input runs; `rename` gives the model's own output names for a family's. What the
-    config says of the input is in `options`, of the outputs in `boxes` (`format`, `scale`),
-    `classes_from`, `planes`, `activation`, `threshold` and `top_k`.
+    `inputs` and `outputs` map a name to (dtype such as `DT_UINT8`, shape or None); an output may
+    have the further fields of `Output`. `operations` are the types of the operations in the graph,
+    needed for a string input. `rename` maps a family's output names to the model's own. `options`
+    is the config's part about the input; `boxes` (`format`, `scale`), `classes_from`, `planes`,
+    `activation`, `threshold` and `top_k` are its part about the outputs.
     """
 
     inputs: Mapping[str, tuple[str, Shape]]
@@ -4391,7 +4438,7 @@ class ImageModel:
         self.settle_outputs()
 
     def settle_outputs(self) -> None:
-        """Find the family of the outputs, and all that its reader has to know."""
+        """Find the family of the outputs, and everything that its reader needs to know."""
         height, width = self.shown.height, self.shown.width
         about = About(
             {
@@ -4417,7 +4464,7 @@ class ImageModel:
 
     @property
     def joins(self) -> bool:
-        """Whether one call answers several pictures, a row of each output for each."""
+        """Whether one call takes several pictures, with one row of each output per picture."""
         shapes = {name: known[1] and drop_ones(known[1]) for name, known in self.outputs.items()}
         ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
         return (
@@ -4427,13 +4474,14 @@ class ImageModel:
         )
 
     def shown_size(self, image: np.ndarray) -> tuple[int, int]:
-        """Height and width of what the model is shown for a picture."""
+        """Height and width of a picture as it is fed to the model."""
         return self.shown.height or image.shape[0], self.shown.width or image.shape[1]
 
     def read(self, outputs: Mapping[str, np.ndarray], shown: tuple[int, int] = (1, 1)) -> Tensors:
-        """Predictions of the model's outputs for a picture that it was shown at that size.
+        """Turn the model's outputs for one picture into predictions.
 
-        Raises OutputError for outputs that cannot be what they are said to be.
+        `shown` is the height and width at which the picture was fed to the model. Raises
+        OutputError for outputs that contradict the signature or the config.
         """
         patterns = {names[0]: pattern for names, _, pattern in self.kind.slots()}
         arrays = {
@@ -4448,7 +4496,7 @@ class ImageModel:
         return finish(self.kind, read_rows(self.kind, arrays, about), about)
 
     def check_late(self, arrays: Mapping[str, np.ndarray], about: About) -> None:
-        """Hold the label map against what a model answers, where its signature has no sizes.
+        """Check the label map with the sizes of real outputs, if the signature has no sizes.
 
         Raises OutputError.
         """
@@ -4473,10 +4521,10 @@ def predict_images(
     chain: Sequence[Any],
     allow: Callable[[int], None] = allow_all,
 ) -> list[Tensors]:
-    """Run pictures through the routines before the model, the model, and those after it.
+    """Run pictures through the routines before the model, the model, and the routines after it.
 
-    The model is called once for all of them where it takes several at once. `allow` is asked for
-    the bytes of what the model is shown. Raises RoutineError.
+    The model is called once for all pictures if it can take several. `allow` is called with the
+    bytes that the model's input will take. Raises RoutineError.
     """
     before = [step for step in chain if step.before_model]
     prepared = []
@@ -4501,7 +4549,10 @@ def predict_images(
 def see(
     model: ImageModel, run: Run, images: Sequence[np.ndarray], how: PictureInput | None = None
 ) -> list[Tensors]:
-    """What a model sees in pictures, in 0..1 of each, shown as usual or as `how` says."""
+    """The model's predictions for pictures, boxes in 0..1 of each picture.
+
+    `how` replaces the model's usual way of feeding a picture.
+    """
     shown = [(how or model.shown).show(image) for image in images]
     outputs = run_rows(model, run, [row for row, _ in shown])
     return [
@@ -4511,7 +4562,7 @@ def see(
 
 
 def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """A model's outputs for each of some inputs, of one call where that may be."""
+    """A model's outputs for each input row; one call for all of them if the model can batch."""
     name = model.shown.name
     if len(rows) > 1 and model.joins and len({row.shape for row in rows}) == 1:
         outputs = run({name: np.concatenate(rows)})
@@ -4524,7 +4575,10 @@ def run_rows(model: ImageModel, run: Run, rows: Sequence[np.ndarray]) -> list[di
 
 
 def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
-    """Apply the routines after the model, in order; RoutineError for one that lacks boxes."""
+    """Apply the routines after the model, in order.
+
+    Raises RoutineError if a routine needs boxes or masks and the model has none.
+    """
     for step in chain:
         if step.before_model:
             continue
@@ -4540,8 +4594,8 @@ def run_after(chain: Sequence[Any], tensors: Tensors) -> Tensors:
 
 
 def check_lengths(step: Any, tensors: Tensors) -> None:
-    """Raise ValueError where a routine returns other than one value of each for a prediction: boxes
-    would have the confidences of others.
+    """Raise ValueError if a routine returns arrays of different lengths: boxes would get the
+    confidences of other predictions.
     """
     named = ("scores", "classes", "names", "boxes", "masks")
     sizes = {name: len(tensors[name]) for name in named if name in tensors}
@@ -4551,7 +4605,7 @@ def check_lengths(step: Any, tensors: Tensors) -> None:
 
 
 def lacks(step: Any, missing: str) -> RoutineError:
-    """The error for a routine that needs what its model never answers: `boxes` or `masks`."""
+    """The error for a routine that needs `boxes` or `masks`, which its model never answers."""
     error = RoutineError(f"{type(step).__name__} needs {missing}, and this model answers none")
     error.step = step
     return error
@@ -4561,9 +4615,9 @@ def lacks(step: Any, missing: str) -> RoutineError:
 
 
 TILES_AT_ONCE = 8
-TILE_BYTES = 64 << 20  # of all that are shown at once
-CUT = 2  # pixels from a tile's edge within which a box may be of a part
-COVERED = 0.7  # of a part's box by a whole one's
+TILE_BYTES = 64 << 20  # for the model inputs of all tiles of one call
+CUT = 2  # pixels: a box that ends so near a tile's edge may be only a part of an object
+COVERED = 0.7  # the share of a part's box that a larger box must cover to replace it
 
 
 def find_tile(chain: Sequence[Any]) -> Tile | None:
@@ -4572,14 +4626,14 @@ def find_tile(chain: Sequence[Any]) -> Tile | None:
 
 
 def tile_bytes(chain: Sequence[Any]) -> int:
-    """What showing a picture in tiles takes beside it, in bytes."""
+    """The bytes that running a picture in tiles needs besides the picture."""
     return 0 if find_tile(chain) is None else TILE_BYTES
 
 
 def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) -> Tensors:
-    """What a model sees in the tiles of a picture, and in the whole, merged.
+    """A model's predictions for the tiles of a picture, and for the whole picture, merged.
 
-    Never more than 10 x `model.most` predictions are held. Raises RoutineError for a classifier.
+    At most 10 x `model.most` predictions are held at a time. Raises RoutineError for a classifier.
     """
     windows = tile.windows(image)
     tall, wide = image.shape[:2]
@@ -4599,12 +4653,12 @@ def find_in_tiles(tile: Tile, model: ImageModel, run: Run, image: np.ndarray) ->
 def see_tiles(
     model: ImageModel, run: Run, image: np.ndarray, windows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Tensors]]:
-    """Each window [4] and what a model sees in it; several at once where it takes them."""
+    """Yield each window [4] and the model's predictions for it, batched if the model can batch."""
     tiles = [image[top:bottom, left:right] for top, left, bottom, right in windows]
     fitting = TILE_BYTES // max(1, model.shown.bytes_for(tiles[0]))
     at_once = min(TILES_AT_ONCE, max(1, fitting)) if model.joins else 1
     how = model.shown
-    if how.resize == "crop":  # of tiles of other proportions than the input's, stripes go unseen
+    if how.resize == "crop":  # would cut strips off tiles that lack the input's proportions
         how = dataclasses.replace(how, resize="letterbox")
     for start in range(0, len(tiles), at_once):
         some = [np.ascontiguousarray(part) for part in tiles[start : start + at_once]]
@@ -4612,8 +4666,8 @@ def see_tiles(
 
 
 def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray) -> Tensors:
-    """The predictions of a window in coordinates of the picture; `cut`, bool [N], says which end
-    at an edge of the window that is none of the picture's.
+    """Convert a window's predictions to coordinates of the picture, and add `cut`, bool [N]: does
+    a box end at an edge of the window that is not an edge of the picture?
     """
     if "boxes" not in tensors:
         raise lacks(tile, "boxes")
@@ -4625,8 +4679,8 @@ def mark_cut(tile: Tile, tensors: Tensors, window: np.ndarray, image: np.ndarray
 
 
 def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
-    """Predictions of several runs of a model as one, best first, at most `most`; their masks as
-    large as the largest, where MASK_BYTES hold them.
+    """Join the predictions of several runs of a model, best first, at most `most`. Masks get the
+    size of the largest one, or less to fit in TILE_BYTES.
     """
     best = np.argsort(-np.concatenate([part["scores"] for part in parts]), kind="stable")[:most]
     joined = {
@@ -4639,14 +4693,14 @@ def keep_best(parts: Sequence[Tensors], most: int) -> Tensors:
         largest = np.max([part["masks"].shape[1:] for part in parts], axis=0)
         bound = 2 ** int(
             math.log2(most_side(len(best), TILE_BYTES))
-        )  # halves: few are shrunk again
+        )  # a power of two, which changes rarely from call to call: few masks are shrunk twice
         joined["masks"] = resize_masks([masks[index] for index in best], np.minimum(largest, bound))
     return joined
 
 
 def drop_parts(tensors: Tensors) -> Tensors:
-    """Predictions without those that an edge cuts off and that lie in a larger one of their class,
-    at least half as confident.
+    """Drop predictions that a tile's edge cuts off, if a larger box of their class covers them and
+    is at least half as confident.
     """
     low, high = tensors["boxes"][:, :2], tensors["boxes"][:, 2:]
     area = np.prod(high - low, axis=1)

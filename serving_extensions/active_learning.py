@@ -1,9 +1,9 @@
-"""Pictures put aside for people to look at: what active learning collects, a folder a group.
+"""Active learning: pictures that are kept for people to review, one folder per group.
 
 Each picture is kept once, as `<sha256 of its pixels>.png` beside a `.json` with its predictions;
-the `.json` is written last, so a picture without one is not there yet. They are written by one
-thread of its own: a request hands its picture over and goes on. What people say of a picture,
-`accepted` or `rejected`, lies beside it as `.verdict`.
+the `.json` is written last, so a picture without one is incomplete. A thread of the inbox's own
+writes them: a request hands over its picture and does not wait. A reviewer's verdict, `accepted` or
+`rejected`, is in a `.verdict` file beside the picture.
 """
 
 import contextlib
@@ -49,21 +49,20 @@ from .manifest import write_whole
 
 logger = logging.getLogger("serving")
 
-SCORES = 1000  # of the latest pictures of a deployment, for who looks for a threshold
+SCORES = 1000  # the latest scores kept per deployment, to choose a threshold by
 VERDICTS = ("accepted", "rejected", "none")
-LOOKING = 0.01  # of its time, at most, an inbox counts again what lies in its folder
+LOOKING = 0.01  # the largest share of its time that an inbox spends on scanning its folder
 
-MOST_WAITING = 32  # pictures, beside the one that is being written
-MOST_HELD = 256 << 20  # bytes of pictures that wait to be written; one waits whatever its size
+MOST_WAITING = 32  # pictures that may wait, besides the one being written
+MOST_HELD = 256 << 20  # bytes of pictures waiting to be written; a single one may be larger
 
 
 class Inbox:
-    """One group's folder. `offer` never waits and never raises; `counts` tells what became of what
-    was offered.
+    """One group's folder. `offer` never waits and never raises.
 
-    counts: `kept`, `known` (the same picture again), `full` (a cap is reached), `busy` (more came
-    at once than may wait), `failed` (the disk).
-    scores: of the latest pictures that were seen, kept or not, by deployment and strategy.
+    counts: the outcomes of offers: `kept`, `known` (the same picture again), `full` (a cap is
+    reached), `busy` (too many wait already), `failed` (the disk).
+    scores: of the latest pictures, kept or not, by (deployment, strategy).
     """
 
     def __init__(self, folder: Path):
@@ -71,14 +70,14 @@ class Inbox:
         self.counts: Counter[str] = Counter()
         self.scores: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=SCORES))
         self._workers = Workers(1, "serving-inbox")
-        self._held = 0  # bytes of the pictures that it has
+        self._held = 0  # bytes of the pictures that are waiting or being written
         self._lock = threading.Lock()
         self._said: set[str] = set()
         self._look()
 
     def _look(self) -> None:
-        """Count what is kept already, and all bytes in the folder: other processes may write into
-        it, and people take away what they have seen.
+        """Count the folder's pictures and bytes, and set when to do so next: other processes write
+        into the folder, and people remove reviewed pictures.
         """
         start, self._kept, self._bytes = time.monotonic(), 0, 0
         with contextlib.suppress(OSError):
@@ -92,7 +91,7 @@ class Inbox:
     def offer(
         self, image: np.ndarray, record: Callable[[], Mapping[str, Any]], caps: ActiveLearningConfig
     ) -> None:
-        """Hand over a picture, uint8 RGB [H, W, 3], and what makes the record beside it."""
+        """Queue a picture, uint8 RGB [H, W, 3], to be written; `record` makes its `.json`."""
         with self._lock:
             is_large = self._held and self._held + image.nbytes > MOST_HELD
             if not is_large and self._workers.open <= MOST_WAITING:
@@ -103,13 +102,13 @@ class Inbox:
             self._count("busy", "more come at once than can be written")
 
     def flush(self, seconds: float = threading.TIMEOUT_MAX) -> None:
-        """Wait until what was offered up to now is written, or for so long."""
+        """Wait until everything offered so far is written, but at most `seconds`."""
         with contextlib.suppress(ServingError):
             if self._workers.open:
                 wait([self._workers.submit(lambda: None)], seconds)
 
     def end(self) -> None:
-        """End the thread when what was offered is written; another offer starts one again."""
+        """Wait until everything offered is written, and end the thread; a new offer starts one."""
         written = threading.Event()
         with self._lock:
             self._workers.close(written.set)
@@ -121,7 +120,7 @@ class Inbox:
     ) -> None:
         try:
             self._count(self._keep(image, record, caps))
-        # a full disk, a vanished folder, a folder that is a file; the next one may fit again
+        # a full disk, a deleted folder, a file in its place; a later picture may succeed
         except Exception as error:
             self._count(
                 "failed", f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
@@ -134,7 +133,7 @@ class Inbox:
         if outcome in ("full", "failed", "busy") and outcome not in self._said:
             text = "Active learning group %s: pictures are not kept: %s"
             log_safely(logging.WARNING, text, self.folder.name, reason)
-        # busy is said once: where much comes, some are kept all the time
+        # "busy" is logged only once: under load it alternates with "kept"
         self._said = self._said & {"busy"} if outcome == "kept" else self._said | {outcome}
 
     def _keep(
@@ -162,7 +161,7 @@ class Inbox:
 
 
 def read_verdict(folder: Path, stem: str) -> str:
-    """What people have said of a picture: `accepted`, `rejected`, or `none` yet."""
+    """The verdict on a picture: `accepted`, `rejected`, or `none` so far."""
     try:
         said = (folder / f"{stem}.verdict").read_text().strip()
     except (OSError, ValueError):  # none yet, or no text
@@ -173,11 +172,11 @@ def read_verdict(folder: Path, stem: str) -> str:
 def read_kept(
     folder: Path, deployments: Collection[str] | None = None, verdicts: Collection[str] = VERDICTS
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The records of a group, each with `file_name` and `verdict`, and as COCO, but that each
-    `category_id` is an id and a name.
+    """Yield each record of a group, with `file_name` and `verdict`, and its COCO object, in which a
+    `category_id` is a pair (id, name).
 
-    Several deployments may share a group: of some of them alone, where `deployments` names those.
-    Only of pictures with one of the `verdicts`.
+    Several deployments may share a group; `deployments`, if given, selects whose pictures. Only
+    pictures with one of the `verdicts` are yielded.
     """
     for path in sorted(folder.glob("*.json")):
         verdict = read_verdict(folder, path.stem)
@@ -193,7 +192,7 @@ def read_kept(
             for entry, found in zip(coco["annotations"], record["predictions"]):
                 entry["category_id"] = int(found["tag"]["id"]), str(found["tag"]["name"])
             path.with_suffix(".png").stat()
-        # taken away or edited by hand meanwhile
+        # deleted meanwhile, or edited by hand
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             text = "Active learning group %s: %s is no record of a picture that is there"
             logger.warning(text, folder.name, path.name)
@@ -208,7 +207,7 @@ def read_group(
     verdicts: Collection[str] = VERDICTS,
 ) -> dict[str, Any]:
     """A group as one COCO object: `images` with `file_name` in its folder, `score`,
-    `date_captured` and `verdict`; `annotations`; `categories`. Whose: as in `read_kept`.
+    `date_captured` and `verdict`; `annotations`; `categories`. See `read_kept` for the filters.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -235,8 +234,8 @@ def read_group(
 def number_categories(
     tags: Collection[tuple[int, str]], labels: Mapping[int, str]
 ) -> dict[tuple[int, str], int]:
-    """The category of each id and name: that id, or a new one where it is that of another name, in
-    `labels` or before in `tags`. Deployments of other labels may share a group.
+    """A category number for each (id, name): the id itself, or a new number if `labels` or an
+    earlier tag gives that id another name. Deployments with different labels may share a group.
     """
     new = itertools.count(1 + max((*labels, *(number for number, _ in tags)), default=0))
     numbers, taken = dict[tuple[int, str], int](), set[int]()
@@ -263,7 +262,7 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
 
 
 def prepare(server: ModelServer, config: Config) -> dict[str, Inbox]:
-    """The inbox of each deployment that has one, by its id."""
+    """The inbox of each deployment that has active learning, by deployment id."""
     known, found = server.state["active_learning"], {}
     for deployment in config.deployments:
         if learning := deployment.active_learning:
@@ -279,10 +278,10 @@ def saw(
     tensors: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> None:
-    """Note a picture's score; put it aside when that reaches the threshold."""
+    """Note a picture's score; offer the picture to the inbox if that reaches the threshold."""
     learning = ready.config.active_learning
     inbox = server.prepared.of["active_learning"].get(ready.config.id)
-    if inbox is None or learning is None:  # of which a reload that came between knows
+    if inbox is None or learning is None:  # a reload meanwhile may have added or removed it
         return
     score = routines.uncertainty(dict(tensors), learning.strategy)
     if math.isfinite(score):
@@ -305,7 +304,7 @@ def saw(
 
 
 def find_inbox(server: ModelServer, call: Call, deployment: str, group: str) -> tuple[Any, Inbox]:
-    """A deployment that the caller's key is for, and its inbox; to look at it counts for no quota.
+    """A deployment that the caller's key may use, and its inbox; this does not count in a quota.
 
     Raises NotFound.
     """
@@ -317,7 +316,10 @@ def find_inbox(server: ModelServer, call: Call, deployment: str, group: str) -> 
 
 
 def find_picture(inbox: Inbox, call: Call, name: str) -> Path:
-    """The file of a picture that is kept and that the caller's key is for. Raises NotFound."""
+    """The file of a kept picture of a deployment that the caller's key may use.
+
+    Raises NotFound.
+    """
     path = inbox.folder / name
     missing = NotFound(f"Active learning group '{inbox.folder.name}' has no picture '{name[:80]}'")
     if not re.fullmatch(r"[0-9a-f]{64}\.png", name):
@@ -334,8 +336,8 @@ def find_picture(inbox: Inbox, call: Call, name: str) -> Path:
 
 
 def view_active_learning(server: ModelServer, call: Call, deployment: str, group: str) -> Reply:
-    """A group as COCO; with `?format=json`, its records as they are kept, predictions as /predict
-    answers them.
+    """A group as COCO; with `?format=json`, its records as stored, with predictions in the form of
+    /predict.
     """
     ready, inbox = find_inbox(server, call, deployment, group)
     form, whose = call.argument("format", "coco"), call.caller.deployments
@@ -367,9 +369,7 @@ def view_scores(server: ModelServer, call: Call, deployment: str, group: str) ->
 def view_picture(
     server: ModelServer, call: Call, deployment: str, group: str, picture: str
 ) -> Reply:
-    """A picture that was put aside, as PNG; with `?side=320`, its longer side has no more pixels
-    than that.
-    """
+    """A kept picture as PNG; with `?side=320`, shrunk to at most 320 pixels on the longer side."""
     _, inbox = find_inbox(server, call, deployment, group)
     path, side = find_picture(inbox, call, picture), call.argument("side")
     if not re.fullmatch(r"([1-9][0-9]{0,4})?", side, re.ASCII):
@@ -391,7 +391,7 @@ def view_picture(
 def view_verdict(
     server: ModelServer, call: Call, deployment: str, group: str, picture: str
 ) -> Reply:
-    """Note what somebody says of a picture: `{"verdict": "accepted"}`, `rejected` or `none`."""
+    """Store a reviewer's verdict: `{"verdict": "accepted"}`, `rejected` or `none`."""
     _, inbox = find_inbox(server, call, deployment, group)
     path = find_picture(inbox, call, picture).with_suffix(".verdict")
     body = parse_json(read_body(server, call, limit=1000))

@@ -1,8 +1,8 @@
-"""Changing what is served over REST, by keys that are marked `admin`: the config file, deployments,
-keys, models. Off unless the config has the section `admin`.
+"""REST routes that change the config, for keys marked `admin`: the file, deployments, keys, models.
+Off unless the config has the section `admin`.
 
-Each change is one new config: it is read as a whole, written whole, and in force when the answer
-comes. docs/admin.md has the URLs.
+Each change makes a whole new config: it is checked, written to the file, and in force before the
+answer is sent. docs/admin.md has the URLs.
 """
 
 import copy
@@ -45,11 +45,11 @@ from .statistics import describe_statistics
 
 logger = logging.getLogger("serving")
 
-Edit = Callable[[dict[str, Any]], None]  # changes a config, as JSON has it, in place
+Edit = Callable[[dict[str, Any]], None]  # changes a config's JSON object in place
 
 
 class Management:
-    """What is kept for a server: its file, and since when deployments are there, by id."""
+    """State of a server: its config file, and since when (monotonic) each deployment exists."""
 
     def __init__(self, server: ModelServer):
         self.file, self.since = ConfigFile(lambda: server.manager.path), dict[str, float]()
@@ -60,7 +60,7 @@ def management_of(server: ModelServer) -> Management:
 
 
 def administered(view: Callable[..., Reply]) -> Callable[..., Reply]:
-    """A view for keys that are marked admin alone, where the config has the section."""
+    """Wrap a view so that only keys marked admin may call it, and only if `admin` is configured."""
 
     @functools.wraps(view)
     def checked(server: ModelServer, call: Call, **arguments: Any) -> Reply:
@@ -78,9 +78,9 @@ def administered(view: Callable[..., Reply]) -> Callable[..., Reply]:
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """Answer what is wrong with a config that came as a body as any wrong request: 400.
+    """Answer 400 for a wrong config in a body, like any wrong request.
 
-    412 is what a reload answers, and here what `If-Match` is for.
+    A reload answers 412 for it; here 412 means that `If-Match` does not match.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def admin_route(methods: str, url: str, view: Callable[..., Reply], doc: str) ->
 def edit_config(
     server: ModelServer, call: Call, edit: Edit, told: Mapping[str, Any] | None = None
 ) -> Reply:
-    """Change the config file as it is now by a function; `told` is answered besides."""
+    """Apply `edit` to the current config file; members of `told` are added to the answer."""
 
     def change(text: bytes) -> bytes:
         if problem := find_problem(server, text):
@@ -115,7 +115,7 @@ def edit_config(
 
 
 def find_problem(server: ModelServer, text: bytes) -> str:
-    """Why a text is no config; empty where it is one."""
+    """Why a text is not a valid config, or ""."""
     try:
         load_config(management_of(server).file.path, text, type(server.config))
     except ConfigError as error:
@@ -130,11 +130,11 @@ def change_config(
     told: Mapping[str, Any] | None = None,
     undone: bool = False,
 ) -> Reply:
-    """Replace the config file by what a function makes of its bytes, and bring it into force.
+    """Replace the config file's bytes by the result of `change`, and bring it into force.
 
-    With `?dry_run=1` it is only told what would change. 201 for a change, 200 where there is
-    none. Raises ServingError: 400 for a config that is wrong, 409 for a file that cannot be
-    written, 412 for one that is not the state in `If-Match`.
+    With `?dry_run=1`, only answers what would change. 201 for a change, 200 if there is none.
+    Raises ServingError: 400 for a wrong config, 409 if the file cannot be written, 412 if the file
+    is not in the state that `If-Match` names.
     """
     file, dry_run = management_of(server).file, is_asked(call, "dry_run")
     if not dry_run and (problem := file.problem()):
@@ -156,7 +156,7 @@ def change_config(
 
 
 def check_match(call: Call, text: bytes) -> None:
-    """Raise ServingError 412 where a request is about another state of the file."""
+    """Raise ServingError 412 if `If-Match` does not name the current state of the file."""
     wanted = call.header("If-Match")
     tags = {tag.strip() for tag in wanted.split(",")}
     if wanted and "*" not in tags and etag_of(text) not in tags:
@@ -168,8 +168,9 @@ def check_match(call: Call, text: bytes) -> None:
 
 
 def plan_change(server: ModelServer, file: ConfigFile, text: bytes) -> dict[str, Any]:
-    """What a config would change, read as a whole. Raises ConfigError, BadRequest for problems that
-    the one in force has not.
+    """What a new config would change.
+
+    Raises ConfigError, and BadRequest for problems that the config in force does not have already.
     """
     plan = server.plan_text(text)
     now = plan_changes(server.manager, server.config, False)
@@ -181,7 +182,7 @@ def plan_change(server: ModelServer, file: ConfigFile, text: bytes) -> dict[str,
 
 
 def unnumbered(problem: str) -> str:
-    """A problem without the numbers of entries in its place, which change with what is before."""
+    """A problem's text without list indices, which change when earlier entries change."""
     return re.sub(r"\[[0-9]+\]", "[]", problem)
 
 
@@ -199,7 +200,7 @@ def refuse_lockout(config: Config) -> None:
 
 
 def read_leniently(text: bytes) -> Any:
-    """A config file's JSON; None where it is none, which somebody is putting right."""
+    """A config file's JSON; None if it is invalid, since this request may be the repair."""
     try:
         return read_config(text)
     except ConfigError:
@@ -207,8 +208,8 @@ def read_leniently(text: bytes) -> Any:
 
 
 def take_over(server: ModelServer, call: Call, answer: dict[str, Any]) -> Reply:
-    """Bring a config that is written into force; 201, or 500 for what fails in that and has not
-    failed before.
+    """Bring a written config into force: 201, or 500 if that causes problems that were not there
+    before.
     """
     known = {unnumbered(problem) for problem in server.manager.problems}
     try:
@@ -236,7 +237,7 @@ def view_config_file(server: ModelServer, call: Call) -> Reply:
 
 @administered
 def view_put_config_file(server: ModelServer, call: Call) -> Reply:
-    """Replace the config file; what is hidden in the new one stays what it was."""
+    """Replace the config file; hidden secrets in the new text keep their old values."""
     if not call.header("If-Match") and not is_asked(call, "dry_run"):
         raise ServingError(
             "If-Match is missing: send the ETag of the config file that this replaces, or *",
@@ -248,7 +249,7 @@ def view_put_config_file(server: ModelServer, call: Call) -> Reply:
     def change(text: bytes) -> bytes:
         old = read_leniently(text)
         whole = restore(given, old)
-        if whole == old:  # spelled otherwise at most
+        if whole == old:  # at most the formatting differs
             return text
         return body if whole == given else spell_config(whole)
 
@@ -266,9 +267,9 @@ def view_config_history(server: ModelServer, call: Call) -> Reply:
 
 @administered
 def view_rollback(server: ModelServer, call: Call) -> Reply:
-    """Go back to the config before the last change, or to the one that is called `to`.
+    """Go back to the config before the last change, or to the kept state named `to`.
 
-    Where the file is broken, that was the last change: back to the config in force.
+    If the file is invalid, that was the last change, so the config in force is written back.
     """
     body = read_body(server, call)
     given = read_members(body, {"to": str}) if body.strip() else {}
@@ -283,13 +284,13 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
 
     replied = change_config(server, call, change, undone=name is None)
     if name is None and found and not is_asked(call, "dry_run"):
-        # it is in force again, and kept no more
+        # this state is in force again, so it is removed from the earlier states
         found[0].path.unlink(missing_ok=True)
     return replied
 
 
 def read_members(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object with these members at most. Raises BadRequest."""
+    """A JSON object with only these members, each optional. Raises BadRequest."""
     value = read_config(body)
     if not isinstance(value, dict):
         raise BadRequest(f"Expected a JSON object with {', '.join(kinds)}")
@@ -327,13 +328,13 @@ def merge(entry: Any, patch: Any) -> Any:
 
 @administered
 def view_keys(server: ModelServer, call: Call) -> Reply:
-    """The keys and how much each has been used in this month; never the keys themselves."""
+    """The keys' names, options and usage this month; never the keys themselves."""
     return reply({"keys": [describe_usage(server, key) for key in server.config.auth.keys]})
 
 
 @administered
 def view_create_key(server: ModelServer, call: Call) -> Reply:
-    """Make a key, which this answer alone shows."""
+    """Make a key; only this answer shows it."""
     given = read_body_object(server, call)
     if "sha256" in given:
         raise BadRequest("$.sha256: the server makes the key, and its digest")
@@ -407,7 +408,7 @@ def find_item(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 # --- deployments ----------------------------------------------------------------------------------
 
-# What the page of Datature's calls what is a model's here, or a part of a section, or a note.
+# Names that Datature's page uses for settings of the model, of `active_learning`, and of `notes`.
 OF_MODEL = ("instances", "resource_type", "number_of_gpus")
 OF_LEARNING = {
     "upload_groups": "group",
@@ -456,7 +457,7 @@ def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Rep
 
 @administered
 def view_delete_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
-    """Delete a deployment, whose name is typed in the body: `{"name": "..."}`."""
+    """Delete a deployment; to confirm, the body repeats its name: `{"name": "..."}`."""
     typed = read_members(read_body(server, call) or b"{}", {"name": str}).get("name")
 
     def edit(config: dict[str, Any]) -> None:
@@ -480,7 +481,7 @@ def find_entry(config: dict[str, Any], deployment: str) -> dict[str, Any]:
 
 
 def as_entry(given: dict[str, Any]) -> dict[str, Any]:
-    """A deployment's settings as the config has them: names of Datature's page by ours."""
+    """Convert settings with the names of Datature's page to a deployment's entry in the config."""
     for name in ("active_learning", "notes"):
         if not isinstance(given.get(name) or {}, dict):
             raise BadRequest(f"$.{name}: expected object, got {json_kind(given[name])}")
@@ -526,7 +527,9 @@ def read_devices_wanted(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_settings(config: dict[str, Any], deployment: str) -> dict[str, Any]:
-    """A deployment as its form has it; `shared_with` are the others of its model."""
+    """A deployment's settings with the names of Datature's page; `shared_with` lists the other
+    deployments of its model.
+    """
     entry = find_entry(config, deployment)
     learning, notes = entry.get("active_learning") or {}, entry.get("notes") or {}
     models = (item["config"] for item in config["model_config_list"])
@@ -555,7 +558,7 @@ def describe_settings(config: dict[str, Any], deployment: str) -> dict[str, Any]
 
 @administered
 def view_statistics(server: ModelServer, call: Call, deployment: str) -> Reply:
-    """How a deployment fares."""
+    """The statistics of a deployment."""
     ready = server.prepared.deployments.get(deployment)
     if ready is None:
         raise NotFound(f"No deployment has the id '{deployment[:100]}'")

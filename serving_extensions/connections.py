@@ -1,9 +1,10 @@
-"""waitress's connections, as this server keeps them: what arrives, what is refused, who is cut.
+"""waitress's connections, extended: stricter parsing, time-outs, and where a request is answered.
 
-Parser      waitress's, which also refuses what RFC 9112 says to refuse
-Channel     a connection, timed by a clock that nobody sets back
-Listener    a listening socket: accepts all that wait, rests when there are no more files
-Front       the loop: whose request is answered where, and once a second who is cut
+Parser      waitress's parser, which also refuses what RFC 9112 says to refuse
+Channel     a connection, timed by a monotonic clock
+Listener    a listening socket: accepts all waiting connections, pauses without file descriptors
+Front       the loop: decides where a request is answered, and once a second which connections to
+            close
 """
 
 import contextlib
@@ -40,11 +41,11 @@ logger = logging.getLogger("serving")
 
 # ==================================================================================================
 # Parser
-# In: bytes of a connection. Out: requests; `error` is set on those that are to be refused.
+# In: bytes of a connection. Out: requests; `error` is set on requests that must be refused.
 # ==================================================================================================
 
-HEAD_BYTES = 64 << 10  # of a head, and of what follows the last chunk
-LARGE_BODY = 1 << 20  # bytes; smaller ones are bounded by the number of connections
+HEAD_BYTES = 64 << 10  # the most for a request's head, and for the trailer after the last chunk
+LARGE_BODY = 1 << 20  # bytes; the total of smaller bodies is limited by the number of connections
 BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 FRAMING = re.compile(
     rb"\r\n(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE
@@ -56,18 +57,15 @@ HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::[0-9]*)?", r
 
 
 class Parser(HTTPRequestParser):
-    """waitress's parser.
-
-    Each rule below is one of RFC 9112 that waitress leaves out; `front` is set by `Front`.
-    """
+    """waitress's parser, with rules of RFC 9112 that waitress leaves out; `Front` sets `front`."""
 
     front: Any = None
     completed: bool
     error: Any
     body_rcv: Any
-    refused: str | None = None  # why it is turned away
-    short: Any = None  # what answers it, given its environment, past WSGI's calls
-    checked = 0  # bytes of the body, when it was last asked whether there is room for more
+    refused: str | None = None  # why the request is turned away with 503
+    short: Any = None  # a function of the environment that answers directly, bypassing WSGI
+    checked = 0  # bytes of the body when `look_for_room` was called last
 
     def received(self, data: bytes) -> int:
         if self.body_rcv is None and not self.completed:
@@ -79,7 +77,7 @@ class Parser(HTTPRequestParser):
                 self.error, self.completed = BadRequest("Bare LF found in HTTP message"), True
                 return len(data)
         consumed = super().received(data)
-        if self.error:  # it is answered now, and nothing else asked for
+        if self.error:  # the error is answered now; the client is not asked to continue
             self.expect_continue = False
         if self.body_bytes_received > self.checked + LARGE_BODY and not self.completed:
             self.checked = self.body_bytes_received
@@ -107,9 +105,9 @@ class Parser(HTTPRequestParser):
         self.settle()
 
     def settle(self) -> None:
-        """What follows from a head that is right."""
+        """Apply what a valid head says about the connection and the body."""
         if not self.adj.trusted_proxy and not PROXY_HEADERS.isdisjoint(self.headers):
-            for name in PROXY_HEADERS:  # what a client says of itself
+            for name in PROXY_HEADERS:  # without a trusted proxy the client made them up
                 self.headers.pop(name, None)
         if "CONNECTION" in self.headers:
             options = [one.strip().lower() for one in self.headers["CONNECTION"].split(",")]
@@ -118,7 +116,7 @@ class Parser(HTTPRequestParser):
         if self.chunked:
             most = self.adj.max_request_body_size
             self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
-        elif not self.content_length:  # nothing is to come: waitress would take the next head
+        elif not self.content_length:  # no body: waitress would read the next head as the body
             self.expect_continue = False
         if LARGE_BODY < self.content_length < self.adj.max_request_body_size:
             self.look_for_room()
@@ -129,7 +127,7 @@ class Parser(HTTPRequestParser):
 
 
 def check_framing(lengths: list[bytes], codings: list[bytes], version: str) -> None:
-    """Refuse a body that two servers could read to different ends (RFC 9112, 6.1 and 6.3)."""
+    """Refuse a body whose end two servers could see differently (RFC 9112, 6.1 and 6.3)."""
     if len(lengths) > 1:
         raise ParsingError("Content-Length stands twice")
     if lengths and codings:
@@ -160,13 +158,14 @@ def check_host(hosts: list[bytes], version: str) -> None:
 
 
 class Chunks(ChunkedReceiver):
-    """waitress's receiver of chunks, of at most `most` bytes each, whose sizes and trailer are as a
-    head's lines.
+    """waitress's receiver of chunks of at most `most` bytes; checks size lines and the trailer like
+    lines of a head.
 
-    It looks at all of a line each time more of it comes, and at nothing of a trailer.
+    waitress itself scans an unfinished line again with each piece, so lines must be short, and it
+    does not check the trailer at all.
     """
 
-    error: Any  # waitress's, or None
+    error: Any  # a waitress error, or None
 
     def __init__(self, buffer: Any, most: int):
         super().__init__(buffer)
@@ -180,14 +179,14 @@ class Chunks(ChunkedReceiver):
         return consumed
 
     def problem(self) -> Any:
-        """What is wrong with what has come; None where nothing is."""
+        """What is wrong with the chunks received so far, or None."""
         if len(self.control_line) > HEAD_BYTES or len(self.trailer) > HEAD_BYTES:
             return BadRequest(f"Chunk size or trailer exceeds {HEAD_BYTES} bytes")
         if self.chunk_remainder > self.most:
             return RequestEntityTooLarge(f"exceeds max_body of {self.most}")
         if BARE_LINE_FEED.search(self.trailer) or BARE_LINE_FEED.search(self.control_line):
             return BadRequest("Bare LF found in chunks")
-        if not self.completed or self.trailer == b"\r":  # none, of which the half came before
+        if not self.completed or self.trailer == b"\r":  # empty: its CR LF was split in two
             return None
         if any(line and not TRAILER.fullmatch(line) for line in self.trailer.split(b"\r\n")):
             return BadRequest("Invalid trailer")
@@ -196,29 +195,29 @@ class Chunks(ChunkedReceiver):
 
 # ==================================================================================================
 # Channel
-# In: a socket that was accepted. Out: requests, noted when they have come whole; answers, sent.
+# In: an accepted socket. Out: complete requests, handed to `Front`; answers, sent.
 # ==================================================================================================
 
 
 class Channel(HTTPChannel):
-    """A connection. Times are of `time.monotonic`, written by the thread that runs the loop."""
+    """A connection. Times are of `time.monotonic`; only the loop's thread writes them."""
 
     front: "Front"
     task_class = staticmethod(task_of)
-    reading = False  # what it received is being parsed
-    whole = False  # its first request has come whole while it was
-    gathered: list[bytes] | None = None  # what is written meanwhile
-    turn = Turn()  # of its first request, once that has come whole
-    arriving: Any = None  # a request that has begun to arrive ...
-    arriving_since = 0.0  # ... and since when
-    sending_since = 0.0  # since when its client has an answer to read
-    sent_bytes = 0  # since then
-    sent_at = 0.0  # when something of it has gone out last
-    active_at = 0.0
+    reading = False  # received data is being parsed
+    whole = False  # a first request was completed while `reading`
+    gathered: list[bytes] | None = None  # the answer's bytes during `answer_here`, else None
+    turn = Turn()  # of the first request, once that is complete
+    arriving: Any = None  # a request that is only partly received ...
+    arriving_since = 0.0  # ... and the time when it began
+    sending_since = 0.0  # since when the client has an answer to read; 0 if it has none
+    sent_bytes = 0  # since `sending_since`
+    sent_at = 0.0  # when some bytes of the answer were sent last
+    active_at = 0.0  # when the connection was last in use; 0 before the first data
 
     def handle_read(self) -> None:
-        """Read what has come, then see to the request that is whole:
-        `received` holds a lock that answering needs.
+        """Parse what has arrived, and only then handle a complete request: `received` holds a lock
+        that answering needs.
         """
         self.reading = True
         super().handle_read()
@@ -233,9 +232,9 @@ class Channel(HTTPChannel):
             self.front.send_answers()
 
     def handle_write(self) -> None:
-        """waitress's, but not while a worker sends: both would take the same bytes from the buffer.
+        """waitress's, but not while a worker sends: both would send the same bytes of the buffer.
 
-        It is asked again.
+        The loop calls it again.
         """
         if self.outbuf_lock.acquire(False):
             try:
@@ -244,9 +243,9 @@ class Channel(HTTPChannel):
                 self.outbuf_lock.release()
 
     def answer_here(self) -> None:
-        """Answer the one request on the thread that runs the loop.
+        """Answer the only request on the loop's thread.
 
-        What is written goes out in one piece, at the end of the loop's turn.
+        The answer is collected, and sent in one piece at the end of the loop's turn.
         """
         self.gathered = []
         try:
@@ -262,7 +261,7 @@ class Channel(HTTPChannel):
         return len(data)
 
     def send_all(self, data: bytes) -> None:
-        """Send what goes out at once; the rest goes the way of all answers, errors as well."""
+        """Send what the socket takes at once; the rest, and any error, is left to `write_soon`."""
         sent = 0
         if self.connected and not self.total_outbufs_len:
             with contextlib.suppress(OSError):
@@ -279,15 +278,14 @@ class Channel(HTTPChannel):
         return sent
 
     def is_alone(self) -> bool:
-        """Whether there is one request, whole, nothing of another, and nothing that is still to be
-        sent.
+        """Whether there is exactly one request, complete, and no unsent answer.
 
-        A short answer then fits: nothing of it can make this thread wait for itself.
+        A short answer then fits into the buffer, so this thread cannot block on its own sending.
         """
         return len(self.requests) == 1 and self.request is None and not self.total_outbufs_len
 
     def is_overdue(self, now: float, options: Any) -> str:
-        """Why the connection is to be cut; empty while it is not."""
+        """Why the connection must be closed, or ""."""
         if self.total_outbufs_len or self.requests or not self.active_at:
             self.active_at = now
         if (
@@ -305,9 +303,9 @@ class Channel(HTTPChannel):
         return "idle" if now - self.active_at > IDLE_SECONDS else ""
 
     def is_unread(self, now: float, seconds: float) -> bool:
-        """Whether the client reads nothing for so long, or all the time so little.
+        """Whether the client reads nothing for `seconds`, or on average less than SLOWEST.
 
-        The system takes some MB of an answer at once, which nobody may ever read.
+        Sent bytes may still be unread: the system buffers some MB of an answer.
         """
         if now - self.sent_at > seconds:
             return True
@@ -323,7 +321,7 @@ IDLE_SECONDS = 120
 # In: an address. Out: channels.
 # ==================================================================================================
 
-REST_SECONDS = 1.0  # without accepting, when a connection could not be accepted
+REST_SECONDS = 1.0  # how long nothing is accepted after an accept has failed
 
 
 class Listener(TcpWSGIServer):
@@ -333,9 +331,9 @@ class Listener(TcpWSGIServer):
     resting_until = said_at = float("-inf")
 
     def add_task(self, channel: Channel) -> None:
-        """A channel's first request has come whole.
+        """Called by waitress when a channel's first request is complete.
 
-        Called with the channel's lock held, by the loop or by a worker.
+        The channel's lock is held, by the loop's thread or by a worker.
         """
         channel.turn = Turn(time.perf_counter())
         if channel.reading and threading.get_ident() == self.front.thread:
@@ -347,8 +345,8 @@ class Listener(TcpWSGIServer):
         return super().readable() and time.monotonic() >= self.resting_until
 
     def handle_accept(self) -> None:
-        """Accept all connections that wait: waitress accepts one in a turn of its loop,
-        and answers all others in it.
+        """Accept all waiting connections: waitress accepts only one per turn of its loop, and
+        serves all other connections in the same turn.
         """
         room = self.adj.connection_limit - len(self._map)
         for known in range(len(self.active_channels), len(self.active_channels) + max(room, 1)):
@@ -357,9 +355,9 @@ class Listener(TcpWSGIServer):
                 return
 
     def accept(self) -> Any:
-        """waitress's.
+        """waitress's, but after a failure (no file descriptors left) it pauses REST_SECONDS.
 
-        Without files left it rests a moment, where it would be asked again, and complain, at once.
+        The loop would otherwise call it again at once, and log the failure each time.
         """
         try:
             return super().accept()
@@ -372,10 +370,10 @@ class Listener(TcpWSGIServer):
             return None
 
     def maintenance(self, now: float) -> None:
-        """Nothing: `Front.sweep` cuts what is idle, by a clock that is not set back."""
+        """Do nothing: `Front.sweep` closes idle connections, by a monotonic clock."""
 
     def pull_trigger(self) -> None:
-        if threading.get_ident() != self.front.thread:  # which is awake
+        if threading.get_ident() != self.front.thread:  # the loop's own thread is awake
             super().pull_trigger()
 
 
@@ -385,25 +383,25 @@ class Listener(TcpWSGIServer):
 # threads, or refused.
 # ==================================================================================================
 
-HELD_SECONDS = 0.01  # an answer waits for others of its turn
+HELD_SECONDS = 0.01  # how long an answer may wait, to be sent with others of the same turn
 
 
 class Front(Waitress):
-    """waitress's loop over its listeners, with a fair queue, a gate before it,
-    and a lane past it.
+    """waitress's loop over its listeners, with a fair queue (Dispatcher), a gate that refuses
+    requests, and a lane that bypasses the queue.
     """
 
     def __init__(self, server: Any, app: Any, **adjustments: Any):
         self.server = server
-        self.thread = 0  # of the loop
+        self.thread = 0  # the id of the loop's thread
         self.swept_at = self.held_since = 0.0
-        self.answers: list[tuple[Channel, bytes]] = []  # of this turn, to be sent
-        self.later: list[Callable[[], None]] = []  # log lines, to be written then
+        self.answers: list[tuple[Channel, bytes]] = []  # of this turn, not sent yet
+        self.later: list[Callable[[], None]] = []  # write log lines, once the answers are sent
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
         self.lane = Lane(server)
-        # with a trusted proxy, waitress has something of its own before the application
+        # with a trusted proxy, waitress puts a middleware before the application: no bypassing
         self.app = None if "trusted_proxy" in adjustments else app
         server.waiting, server.place_of = self.dispatcher, self.dispatcher.place_of
         parser = type("Parser", (Parser,), {"front": self})
@@ -419,7 +417,7 @@ class Front(Waitress):
         )
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Once around the loop, then send what was answered in it."""
+        """Run the loop once, then send the answers that it made."""
         self.thread = threading.get_ident()
         super().turn(seconds)
         self.send_answers()
@@ -429,11 +427,10 @@ class Front(Waitress):
             self.sweep(now)
 
     def see_to(self, channel: Channel, here: bool = True) -> None:
-        """Answer a request `here` if that is short, and refuse what is too much.
-
-        All else waits for its turn, behind others of its connection.
+        """Handle a channel's first request: refuse it if there are too many, answer it on this
+        thread if `here` and if it is short, else queue it for a worker.
         """
-        if not channel.requests:  # its connection is being closed
+        if not channel.requests:  # the connection is being closed
             return
         request, alone = channel.requests[0], here and channel.is_alone()
         found = self.find(request)
@@ -443,7 +440,7 @@ class Front(Waitress):
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
             door = getattr(self.app, "wsgi_app", None)
-            if isinstance(door, OpenDoor):  # unless somebody has put something before it
+            if isinstance(door, OpenDoor):  # not if somebody has wrapped it in a middleware
                 path = path_of(request.request_uri)
                 request.short = functools.partial(door.answer, path=path, found=found)
             turn, turn.later = channel.turn, self.later
@@ -457,11 +454,11 @@ class Front(Waitress):
             self.dispatcher.add(channel, line)
         except ServingError as error:
             channel.requests[0].refused = self.gate.note("threads", str(error))
-            # what came in one piece with others has no room for an answer here
+            # pipelined requests cannot be answered on this thread
             channel.answer_here() if channel.is_alone() else channel.cancel()
 
     def keep(self, channel: Channel, data: bytes) -> None:
-        """Keep an answer until the turn ends; at once goes what a connection ends with."""
+        """Keep an answer until the turn ends; the last answer of a connection is sent at once."""
         if channel.close_when_flushed:
             channel.send_all(data)
             return
@@ -470,8 +467,8 @@ class Front(Waitress):
         self.answers.append((channel, data))
 
     def send_answers(self) -> None:
-        """Send what was answered in this turn: each client that is woken takes the processor from
-        those whose requests are there already.
+        """Send all answers of this turn together: a client woken earlier would take CPU time from
+        the requests that are already waiting.
         """
         answers, self.answers = self.answers, []
         for channel, data in answers:
@@ -492,19 +489,19 @@ class Front(Waitress):
                     write()
 
     def find(self, request: Any) -> Any:
-        """What a request selects of the URL table.
+        """The entry of the URL table that a request selects.
 
-        None for what is no request, or is none of the server's own URLs.
+        None for an invalid request, and for a URL that is not the server's own.
         """
         if request.error:
             return None
-        with contextlib.suppress(Exception):  # of an extension's too: its view raises it again
+        with contextlib.suppress(Exception):  # even an extension's: the view raises it again
             return find_known(self.server, request.command.upper(), path_of(request.request_uri))
         return None
 
     def line_of(self, request: Any, found: Any) -> str:
-        """The line in which a request waits: its route's,
-        or that of the model or handler it reaches.
+        """The line in which a request waits: its route's line, or the model or handler that it
+        reaches.
         """
         if found is None:
             return "health" if request.error else "other"
@@ -520,7 +517,7 @@ class Front(Waitress):
         ]
 
     def held(self) -> int:
-        """Bytes of the bodies that are there or announced, and of what they are unpacked to."""
+        """Bytes of all bodies, received or announced, and of what they were unpacked to."""
         return self.server.unpacked.held + sum(
             max(request.content_length, request.body_bytes_received)
             for channel in self.channels()
@@ -537,9 +534,7 @@ class Front(Waitress):
         )
 
     def sweep(self, now: float) -> None:
-        """Cut the connections whose clients take too long to send or to read,
-        and those that nobody uses.
-        """
+        """Close connections that are idle, or whose clients take too long to send or to read."""
         for channel in self.channels():
             if reason := channel.is_overdue(now, self.server.config.server):
                 logger.log(
@@ -547,12 +542,12 @@ class Front(Waitress):
                     "A connection is cut: %s",
                     reason,
                 )
-                # at once: what waits for the client to read would wait for ever
+                # at once: a worker that waits for the client to read would wait for ever
                 channel.handle_close()
 
 
 def serve(server: Any, app: Any, adjustments: dict[str, Any]) -> Front:
-    # The head's parser leaves them out, unless waitress is to read them.
+    # `Parser` removes proxy headers itself, unless waitress is to trust them.
     clear = "trusted_proxy" in adjustments
     return Front(server, app, clear_untrusted_proxy_headers=clear, **adjustments)
 

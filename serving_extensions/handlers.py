@@ -2,8 +2,8 @@
 
 Module in     "main.py:inference_handler" to the module, imported with MODEL_DIR set and its
               neighbours found
-Handler       the function of that module, kept while a changed one fails to import
-Result        what it returned, which results.py writes
+Handler       the function of that module; the old one stays if a changed module fails to import
+Result        what the function returned; results.py writes it
 """
 
 import asyncio
@@ -41,44 +41,43 @@ def top(name: str) -> str:
 
 # ==================================================================================================
 # Module in
-# In: "module:name" and the folder it is looked up in. Out: a module, and a digest of each file of
-# the project that it was made of, or HandlerError.
+# In: "module:name" and the folder to look in. Out: the module, and a digest of each project file
+# that it executed, or HandlerError.
 # ==================================================================================================
 
-IMPORT_LOCK = threading.RLock()  # one handler at a time: they share MODEL_DIR
+IMPORT_LOCK = threading.RLock()  # one handler is imported at a time: they share MODEL_DIR
 PROJECT_NUMBERS = itertools.count()
-# Names that a file of the project never stands in for: Python's own, and those of the running
-# server.
+# Modules that a project file never replaces: Python's standard library and the running server's.
 RESERVED = sys.stdlib_module_names | {"__main__", "serving", "routines", top(__name__)}
-# name; file, or None where Python is to look for it; folders of the project
+# name; file, or None if Python finds it; folders of the project
 ModuleSource = tuple[str, Path | None, tuple[str, ...]]
 
 
-# What CellStrat's projects begin with: `from hub import hub_handler`.
+# CellStrat's projects begin with `from hub import hub_handler`.
 HUB_MODULE = types.ModuleType("hub")
 HUB_MODULE.hub_handler = hub_handler  # type: ignore[attr-defined]
 
 
 class Project:
-    """The modules of one import of a handler: a package of its own, of a name that nobody else has.
+    """The modules that one import of a handler executes, in a package with a unique name.
 
-    Import statements in its modules look into its folders first. Everybody else's imports, sys.path
-    and what sys.modules holds otherwise are left alone.
+    Import statements in these modules look into the project's folders first. Other modules'
+    imports, sys.path and all other entries of sys.modules stay unchanged.
     """
 
     def __init__(self, folders: tuple[str, ...]):
         package = types.ModuleType("")
         package.__path__ = list(folders)
         name = f"serving_handler_{next(PROJECT_NUMBERS)}"
-        while sys.modules.setdefault(name, package) is not package:  # of another copy of this file
+        while sys.modules.setdefault(name, package) is not package:  # taken by a copy of this file
             name = f"serving_handler_{next(PROJECT_NUMBERS)}"
         self.name = package.__name__ = name
         self.changed = threading.Condition()  # guards the next two
         self.running: dict[str, int] = {}  # module -> the thread that executes it
         self.waiting: dict[int, str] = {}  # thread -> the module that it waits for
-        self.modules, self.whole = {"": package}, {""}  # the latter have been executed to their end
-        self.own: dict[str, bool] = {}  # what `has` answered
-        self.files: dict[str, bytes] = {}  # of each that was executed, the SHA-256
+        self.modules, self.whole = {"": package}, {""}  # `whole`: names of fully executed modules
+        self.own: dict[str, bool] = {}  # cached results of `has`
+        self.files: dict[str, bytes] = {}  # path of each executed file -> its SHA-256
         self.builtins = {**vars(builtins), "__import__": self.import_}
 
     def import_(
@@ -89,7 +88,7 @@ class Project:
         wanted: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        """Import as `__import__` does, a module of the project where it has one of that name."""
+        """Import like `__import__`, but prefer a module of the project."""
         if level:
             package = (names or {}).get("__package__") or ""
             name = importlib.util.resolve_name("." * level + name, package)
@@ -97,7 +96,7 @@ class Project:
             return HUB_MODULE
         own = f"{name}.".removeprefix(f"{self.name}.").rstrip(".")
         if own == name and (isinstance(wanted, list) or not self.has(name)):
-            # A list comes from C, for a pickle, say, which looks into sys.modules afterwards.
+            # C code (pickle, say) passes `wanted` as a list, and then looks into sys.modules.
             return builtins.__import__(name, names, local, wanted or (), 0)
         module = self.load(own)
         if not wanted:
@@ -109,16 +108,16 @@ class Project:
         return module
 
     def has(self, name: str) -> bool:
-        """Whether an import of this name means a file of the project."""
+        """Whether an import of this name finds a file of the project first."""
         first = top(name)
         if first not in self.own:
             self.own[first] = first not in RESERVED and self.holds(first)
         return self.own[first]
 
     def holds(self, name: str) -> bool:
-        """Whether the project's folders hold a module that is not the host's already.
+        """Whether the project's folders have this module, and the host has not imported that file.
 
-        A folder without `__init__.py` comes after what is installed, as it does in Python.
+        As in Python, an installed module wins over a folder without `__init__.py`.
         """
         found, host = self.find(name), sys.modules.get(name)
         if found is None or found.origin is not None:
@@ -131,10 +130,7 @@ class Project:
         return importlib.machinery.PathFinder.find_spec(f"{self.name}.{name}", path)
 
     def load(self, name: str, path: Path | None = None) -> types.ModuleType:
-        """A module of the project, executed the first time that it is asked for.
-
-        From `path` if given.
-        """
+        """A module of the project, executed (from `path` if given) when it is first needed."""
         if name in self.whole:
             return self.modules[name]
         parent, _, child = name.rpartition(".")
@@ -156,17 +152,18 @@ class Project:
                 del self.modules[name]
                 sys.modules.pop(full, None)
                 raise
-            module = self.modules[name] = sys.modules.get(full, module)  # it may put another there
+            # a module may have put another in its place
+            module = self.modules[name] = sys.modules.get(full, module)
             setattr(package, child, module)
             self.whole.add(name)
             return module
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """Wait within a `with` for the thread that executes a module.
+        """Hold the import lock of one module within a `with`.
 
-        One for each module, as importlib has it: who executes another may wait for threads that
-        import this one.
+        One lock per module, like importlib: the thread that executes another module may wait for
+        threads that import this one.
         """
         me = threading.get_ident()
         with self.changed:
@@ -185,16 +182,18 @@ class Project:
                 self.changed.notify_all()
 
     def is_for(self, thread: int, name: str) -> bool:
-        """Whether a module waits for this thread, by way of others too: then half of it must do."""
+        """Whether the thread that executes module `name` is `thread`, or waits for it, directly or
+        through others.
+
+        Waiting would be a deadlock, so the half-executed module is used, as importlib does.
+        """
         owner = self.running.get(name)
         while owner not in (thread, None):
             owner = self.running.get(self.waiting.get(owner, ""))
         return owner == thread
 
     def execute(self, module: types.ModuleType, spec: importlib.machinery.ModuleSpec) -> None:
-        """Run a module, from its source and no bytecode,
-        which overlooks a change within a second.
-        """
+        """Execute a module from its source: bytecode misses a change within the same second."""
         module.__dict__["__builtins__"] = self.builtins
         if isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             path = spec.loader.path
@@ -212,13 +211,13 @@ class Project:
 
 @dataclasses.dataclass(eq=False)
 class Loaded:
-    """A module, and the digests of the files it was made of: its own and its neighbours'."""
+    """A module, and the digests of its file and of the project files that it imported."""
 
     module: types.ModuleType
     files: Mapping[str, bytes]
 
 
-# Weak, so that a module and its model go when the last handler lets go of them.
+# Weak, so that a module and its model are freed with the last handler that uses them.
 SHARED: "weakref.WeakValueDictionary[tuple[ModuleSource, str | None], Loaded]" = (
     weakref.WeakValueDictionary()
 )
@@ -258,7 +257,7 @@ def digest_file(path: str) -> bytes | None:
 
 @contextlib.contextmanager
 def model_dir_set(model_dir: str | None) -> Iterator[None]:
-    """MODEL_DIR in the environment, for an import; what it was before comes back."""
+    """Set MODEL_DIR in the environment within a `with`; restores the previous value."""
     outer = os.environ.get("MODEL_DIR")
     os.environ.update({} if model_dir is None else {"MODEL_DIR": model_dir})
     try:
@@ -273,7 +272,7 @@ def import_source(
 ) -> Loaded:
     """Execute a module and `check` it.
 
-    Raises HandlerError, with nothing of it left, when one of them fails.
+    If one of them fails, raises HandlerError and removes all its modules from sys.modules.
     """
     importlib.invalidate_caches()
     name, path, folders = source
@@ -296,7 +295,7 @@ def import_source(
 
 
 def explain_import(project: Project, source: ModuleSource, error: BaseException) -> str:
-    """Why a module could not be imported, for the client."""
+    """The text for the client of why a module could not be imported."""
     name, path, folders = source
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     if path is None and missing and f"{name}.".startswith(f"{missing}."):
@@ -318,11 +317,11 @@ def explain_import(project: Project, source: ModuleSource, error: BaseException)
 
 
 def wants_context(function: Callable[..., Any]) -> bool:
-    """Whether to call with (value, context): a second argument without default, `*args`, or one
-    named `context` or `_`.
+    """Whether to call a function with (value, context) and not with (value) alone.
 
-    A default of another name (`top=3`) is the function's own option. Raises HandlerError unless it
-    takes one or two arguments.
+    It is, if its second argument has no default or is named `context` or `_`, or if it takes
+    `*args`. Another argument with a default (`top=3`) is the function's own option. Raises
+    HandlerError if it cannot be called with that number of arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -357,11 +356,11 @@ class Handler:
     """A function behind a URL, from "module:name", "file.py:name", "package.module:name", or a
     callable.
 
-    `folder` is where the module and its neighbours are looked up first, and what a relative
-    `model_dir` starts at. MODEL_DIR is set while the module is imported, in `load`. The module and
-    its neighbours are a package of their own in sys.modules, where their classes can be pickled.
-    `load` sees changes of those that it imports at the top. Readers take one reference, `bound`;
-    `load` builds aside under a lock and assigns.
+    The module and the modules it imports are looked up in `folder` first; a relative `model_dir`
+    starts there too. `load` sets MODEL_DIR while it imports the module. These modules are a package
+    of their own in sys.modules, so that their classes can be pickled. `load` notices changes of the
+    files that were executed during the import. Readers take the one reference `bound`; `load`
+    builds a new one under a lock and then assigns it.
     """
 
     def __init__(
@@ -373,14 +372,14 @@ class Handler:
         self.reference = function
         self.folder = Path(folder).resolve()
         self.model_dir = None if model_dir is None else str((self.folder / model_dir).resolve())
-        self.error, self.failed_at = "", -math.inf  # why, and when, the import failed last
+        self.error, self.failed_at = "", -math.inf  # of the last failed import
         self.bound: Bound | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether it can be called.
+        """Whether the handler can be called.
 
-        `error` then tells why a newer one is not in its place, if so.
+        If it can and `error` is set, `error` says why a newer version could not replace it.
         """
         return self.bound is not None
 
@@ -389,11 +388,11 @@ class Handler:
         return self.bound.function if self.bound else None
 
     def load(self) -> bool:
-        """Import the module, or import it anew when its file or a neighbour's has changed; tell
-        whether that was done.
+        """Import the module, or import it again if one of its files has changed; returns whether
+        the function was replaced.
 
-        Raises HandlerError with the reason, which `error` keeps; the function that was there, if
-        any, stays.
+        Raises HandlerError with the reason, which `error` keeps; the previous function, if any,
+        stays.
         """
         try:
             with IMPORT_LOCK:
@@ -426,17 +425,17 @@ class Handler:
     def call(self, value: Any, context: Any) -> Any:
         """Run the function, an `async` one in an event loop of its own.
 
-        Its exception passes, all else that it raises comes as RuntimeError.
+        An Exception passes through; any other BaseException becomes a RuntimeError.
         """
         bound = self.bound
-        assert bound is not None  # views look at `ready`
+        assert bound is not None  # views check `ready` first
         with errors_only("the handler"):
             found = bound.function(value, context) if bound.two else bound.function(value)
             return asyncio.run(found) if inspect.iscoroutine(found) else found
 
 
 def check_function(reference: str, folder: Path) -> str | None:
-    """What is wrong with where a function is to come from; nothing is imported."""
+    """What is wrong with a reference's module, or None; nothing is imported."""
     module = reference.rpartition(":")[0]
     try:
         _, path, _ = locate(module, folder)

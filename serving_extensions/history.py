@@ -1,10 +1,11 @@
-"""The last five minutes, hour and day in figures, for graphs: rings of NumPy arrays, of fixed size.
+"""Figures of the last five minutes, hour and day, for graphs: NumPy ring buffers of fixed size.
 
-    Series       what became of the requests of a deployment, model, pipeline or handler, or of all
-    Resources    what the process held and did, looked at every few seconds
-    spell_history, load_history   a file that brings both over a restart
+    Series       counts and latencies of a deployment's, model's, pipeline's or handler's requests,
+                 or of all
+    Resources    memory, CPU, queue and so on, sampled every few seconds
+    spell_history, load_history   a file that keeps both over a restart
 
-Nothing here locks: `Metrics` does.
+Nothing here is thread-safe: `Metrics` holds a lock around it.
 """
 
 import base64
@@ -18,7 +19,7 @@ import numpy as np
 
 from .core import PHASES
 
-# upper bounds of latency, in seconds: eight a decade, from a tenth of a millisecond to 100 s
+# upper bounds of latency in seconds: eight per factor of ten, from 0.1 ms to 100 s
 BOUNDS = np.round(10 ** (np.arange(49) / 8 - 4), 9)
 ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper bounds of batch sizes
 CLASSES = ("2xx", "3xx", "4xx", "5xx")  # of statuses
@@ -31,8 +32,8 @@ class Window(NamedTuple):
 
 WINDOWS = {"5m": Window(5, 60), "1h": Window(60, 60), "24h": Window(600, 144)}
 
-# Columns of what is counted: statuses, latencies, batch sizes, requests that waited in the queue,
-# requests that ran a model; of what is summed: seconds, seconds of each part, rows.
+# Columns of `counts`: statuses, latencies, batch sizes, requests that waited in the queue, requests
+# that ran a model. Columns of `sums`: seconds, seconds of each part, rows.
 LATENCY = len(CLASSES)
 BATCHES = LATENCY + len(BOUNDS) + 1
 QUEUED = BATCHES + len(ROW_BOUNDS) + 1
@@ -40,11 +41,13 @@ RAN = QUEUED + 1
 COUNTS = RAN + 1
 SUMS = 1 + len(PHASES) + 1
 
-MOST_SERIES = 200  # further names are counted in all alone
+MOST_SERIES = 200  # requests of further names are only counted in the series of all
 
 
 class Ring:
-    """The latest steps of a window: rows of numbers, each of the step that its stamp says."""
+    """The latest steps of a window, one row each; `stamps` has the number of the row's step, which
+    is its time divided by `window.step`.
+    """
 
     def __init__(self, window: Window, **columns: tuple[int, Any]):
         self.window = window
@@ -55,7 +58,7 @@ class Ring:
         }
 
     def place(self, now: float) -> int:
-        """The row of the step that holds `now`, cleared where it was of an earlier one."""
+        """The row of the step that contains `now`; it is cleared if it holds another step."""
         stamp = int(now) // self.window.step
         row = stamp % self.window.length
         if self.stamps[row] != stamp:
@@ -65,8 +68,9 @@ class Ring:
         return row
 
     def read(self, now: float) -> dict[str, np.ndarray]:
-        """The rows from the oldest step to that of `now`, zeros where there was nothing, and when
-        each began: `time` int64 [length]; the others [length, columns].
+        """The rows from the oldest step to that of `now`, zeros for a step without data.
+
+        Arrays [length, columns] by name, and `time`, int64 [length]: when each step began.
         """
         last = int(now) // self.window.step
         stamps = np.arange(last - self.window.length + 1, last + 1)
@@ -79,7 +83,7 @@ class Ring:
 
 
 class Series:
-    """What became of the requests of one name: statuses, latencies, parts, batch sizes.
+    """The requests of one name: counts of statuses, latencies, batch sizes, and times of parts.
 
     86,592 bytes: 264 steps of 66 counts (uint32), 7 sums (float64) and a stamp. 40 names and all
     together have 3,550,272; the most that there can be, `MOST_SERIES` and all, 17.4 MB.
@@ -92,14 +96,14 @@ class Series:
         }
 
     def add(self, now: float, counts: np.ndarray, sums: np.ndarray) -> None:
-        """Add what `tally` has made of requests that ended at `now`."""
+        """Add the counts and sums that `tally` returns for requests that ended at `now`."""
         for ring in self.rings.values():
             row = ring.place(now)
             ring.arrays["counts"][row] += counts
             ring.arrays["sums"][row] += sums
 
     def is_recent(self, now: float) -> bool:
-        """Whether any window still shows something of it."""
+        """Whether any window still has data of this series."""
         return any(
             ring.stamps.max() > int(now) // ring.window.step - ring.window.length
             for ring in self.rings.values()
@@ -109,10 +113,10 @@ class Series:
 def tally(
     statuses: np.ndarray, seconds: np.ndarray, spent: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Requests as a row of counts, uint32 [COUNTS], and one of sums, float64 [SUMS].
+    """Count N requests: a row of counts, uint32 [COUNTS], and one of sums, float64 [SUMS].
 
-    `statuses`, `seconds` and `rows` [N], 0 rows of what ran no model; `spent` [N, len(PHASES)]
-    seconds, NaN where there was no such part.
+    `statuses`, `seconds` and `rows` are [N]; `rows` is 0 for a request that ran no model. `spent`
+    [N, len(PHASES)] has the seconds of each part, NaN if the request had no such part.
     """
     counts, sums = np.zeros(COUNTS, np.uint32), np.zeros(SUMS)
     classes = np.clip(statuses // 100, 2, 5) - 2
@@ -127,20 +131,19 @@ def tally(
 
 
 def count_by(bounds: Any, values: np.ndarray) -> np.ndarray:
-    """How many values are at most each upper bound, and above the one before; the last: above all.
-
-    int64 [len(bounds) + 1].
+    """A histogram, int64 [len(bounds) + 1]: a bin's upper bound is included, its lower excluded;
+    the last bin has the values above all bounds.
     """
     return np.bincount(np.searchsorted(bounds, values), minlength=len(bounds) + 1)
 
 
 def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Latencies, in seconds, that shares of the requests keep below: float64 [N, len(shares)], NaN
-    where there were none.
+    """Quantiles of latency in seconds, estimated from histograms: float64 [N, len(shares)], NaN for
+    an empty histogram.
 
-    `counts` [N, len(BOUNDS) + 1] by upper bound. Within a step of the histogram, which is a third
-    wide, requests are taken to be even on a logarithmic scale; what is beyond the last bound is
-    told as that.
+    `counts` [N, len(BOUNDS) + 1] by upper bound. Within a bin, whose upper bound is a third above
+    its lower one, requests are assumed to be spread evenly on a logarithmic scale; latencies beyond
+    the last bound are reported as that bound.
     """
     upper = np.append(BOUNDS, BOUNDS[-1])
     lower = np.concatenate([[BOUNDS[0] / 10], BOUNDS])
@@ -158,9 +161,9 @@ def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
 
 def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> dict[str, Any]:
-    """A series as /stats answers it: a list a figure, None where there is nothing to tell.
+    """A series as /stats shows it: one list per figure, None for steps without data.
 
-    `series` is what a ring reads, `minutes` [length] how long each step has lasted.
+    `series` is what `Ring.read` returns, `minutes` [length] the duration of each step.
     """
     counts, sums = series["counts"], series["sums"]
     number = counts[:, : len(CLASSES)].sum(axis=1)
@@ -198,7 +201,7 @@ def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
         "requests": sum(classes.values()),
         "by_status": classes,
         "latency": dict(zip(("p50", "p90", "p99"), spell_numbers(latency))),
-        # of how many requests the run had at most so many rows, and more than the bound before
+        # how many requests were run in a batch of at most so many rows, above the bound before
         "batch_sizes": {name: n for name, n in zip(bounds, batches) if n},
     }
 
@@ -211,14 +214,14 @@ def spell_numbers(values: np.ndarray) -> list[float | None]:
 
 # --- the process ----------------------------------------------------------------------------------
 
-# What is looked at: of these a step has the mean, ...
+# How the samples of a step are combined: the mean of these, ...
 MEANS = ("queue", "cpu_percent", "memory_bytes", "gpu_memory_bytes", "gpu_utilisation_percent")
-MOST_NAMES = ("in_flight",)  # ... of these the most, ...
-ADDED = ("refused",)  # ... of these the sum.
+MOST_NAMES = ("in_flight",)  # ... the maximum of these, ...
+ADDED = ("refused",)  # ... the sum of these.
 
 
 class Resources:
-    """What the process held and did: 27,456 bytes, 264 steps of 12 numbers and a stamp."""
+    """Samples of the process's resources: 27,456 bytes, 264 steps of 12 numbers and a stamp."""
 
     def __init__(self) -> None:
         columns = {
@@ -230,7 +233,7 @@ class Resources:
         self.rings = {name: Ring(window, **columns) for name, window in WINDOWS.items()}
 
     def add(self, now: float, seen: Mapping[str, float]) -> None:
-        """Add what is seen at `now`; what is left out is not known."""
+        """Add a sample taken at `now`; a name of MEANS may be missing, if it is unknown."""
         for ring in self.rings.values():
             row, arrays = ring.place(now), ring.arrays
             for place, name in enumerate(MEANS):
@@ -244,7 +247,7 @@ class Resources:
 
 
 def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """As `describe_series`, of resources; None where nobody looked."""
+    """Resources as /stats shows them: one list per figure, None for steps without a sample."""
     seen = found["seen"]
     means = found["means"] / np.where(seen, seen, np.nan)
     looked = seen[:, 0] > 0
@@ -260,8 +263,8 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
 
 # --- over a restart -------------------------------------------------------------------------------
 
-FORM = 1  # of the file; another one is not read
-# What is known of an error.
+FORM = 1  # the version of the file's format; files of other versions are not read
+# The fields of an entry of `last_errors`.
 ERROR_FIELDS = {
     "time": float,
     "request_id": str,
@@ -281,7 +284,7 @@ def pack_array(array: np.ndarray) -> str:
 
 
 def unpack_array(text: str, like: np.ndarray) -> np.ndarray:
-    """An array of the shape and dtype of another; raises ValueError for anything else."""
+    """Unpack an array with the shape and dtype of `like`; ValueError if it has another size."""
     packed = zlib.decompressobj()
     data = packed.decompress(base64.b64decode(text, validate=True), like.nbytes + 1)
     if len(data) != like.nbytes:
@@ -308,7 +311,7 @@ def unpack_rings(rings: Mapping[str, Ring], packed: Mapping[str, Mapping[str, st
 def spell_history(
     series: Mapping[tuple[str, str], Series], resources: Resources, errors: Iterable[Any]
 ) -> dict[str, Any]:
-    """Everything as JSON has it; quick, so that requests may wait for it."""
+    """Everything as a JSON value; fast, because requests wait for the lock meanwhile."""
     return {
         "form": FORM,
         "bounds": BOUNDS.tolist(),
@@ -321,7 +324,7 @@ def spell_history(
 def load_history(
     path: Path,
 ) -> tuple[dict[tuple[str, str], Series], Resources, list[dict[str, Any]]]:
-    """What `spell_history` told, as JSON. Raises OSError, ValueError for what is no such file."""
+    """Read a file of `spell_history`'s JSON. Raises OSError; ValueError if it is not one."""
     try:
         found = json.loads(path.read_bytes())
         if found["form"] != FORM or found["bounds"] != BOUNDS.tolist():

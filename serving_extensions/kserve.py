@@ -64,7 +64,7 @@ NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 DATATYPES_OF = {NUMPY_DTYPES[dtype]: name for dtype, name in NAMES.items()}
 JSON_LENGTH = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
-# Of a request: what names state or memory that this server does not keep for clients.
+# Parameters of a request that need state between requests, which this server does not keep.
 UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
 
 
@@ -91,7 +91,7 @@ def view_model(server: ModelServer, call: Call, model: str, version: int | None 
 
 
 def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor's name, datatype and shape; -1 is a size that the request decides."""
+    """A tensor's name, datatype and shape; -1 is a variable size."""
     sizes = [-1] if spec.shape is None else [-1 if size is None else size for size in spec.shape]
     return {"name": spec.name, "datatype": NAMES.get(spec.dtype, spec.dtype), "shape": sizes}
 
@@ -99,11 +99,11 @@ def describe_tensor(spec: TensorSpec) -> dict[str, Any]:
 def view_model_ready(
     server: ModelServer, call: Call, model: str, version: int | None = None
 ) -> Reply:
-    """200 for a model, or a version of it, that answers; 400 for one that does not yet."""
+    """200 if a model, or the version of it, is ready; 400 if it is not ready yet."""
     found = server.start().manager.available.get(model)
     if found is None and model not in server.config.served_names:
         raise NotFound(f"There is no model '{model}'")
-    if server.config.is_pipeline(model):  # those have no versions
+    if server.config.is_pipeline(model):  # pipelines have no versions
         version = None
     # 0 is the default version, as in `infer`
     ready = found is not None and (not version or version in found.versions)
@@ -124,7 +124,9 @@ class Wanted:
 
 
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
-    """An inference request: inputs with their datatypes and shapes, as JSON or bytes behind it."""
+    """Answer an inference request: inputs with datatype and shape, their data in the JSON or as
+    bytes after it.
+    """
     data = read_body(server, call)
     with server.lease(model, version, None, call.trace) as (number, servable):
         request, rest = split_request(data, call.header(JSON_LENGTH))
@@ -144,7 +146,7 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
 
 
 def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
-    """The parameter `signature_name`, or the default one."""
+    """The parameter `signature_name`, by default `serving_default`. Raises BadRequest."""
     given = parameters_of(request).get("signature_name", "serving_default")
     if not isinstance(given, str) or given not in servable.signatures:
         raise BadRequest(
@@ -159,7 +161,7 @@ def signature_of(servable: Any, request: Mapping[str, Any]) -> Signature:
 
 
 def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memoryview]:
-    """The JSON of a body and the bytes behind it; None for the JSON where there is none at all."""
+    """The JSON of a body, and the bytes after it; the JSON is None if `length` says 0 bytes."""
     if not length:
         return read_json(data), memoryview(b"")
     known = length.isascii() and length.isdigit() and len(length) <= 18
@@ -173,7 +175,7 @@ def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memo
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """A JSON object, long lists of numbers as arrays. Raises BadRequest for any other JSON."""
+    """Parse a JSON object; long lists of numbers become arrays. Raises BadRequest otherwise."""
     large = read_large_json(data) if len(data) >= PLAIN_BYTES else None
     found = parse_json(data) if large is None else large
     if not isinstance(found, dict):
@@ -184,9 +186,10 @@ def read_json(data: bytes) -> dict[str, Any]:
 def describe_raw(
     signature: Signature, model: str, rest: memoryview
 ) -> tuple[dict[str, Any], memoryview]:
-    """The request that a body of nothing but bytes stands for, and the bytes of its input, the only
-    one of the model: its size is known, but for one axis at most, or it is one text. It is answered
-    in bytes (Triton: "Raw Binary Request").
+    """The request that a body without JSON stands for (Triton's "Raw Binary Request"), its bytes.
+
+    The bytes are the model's only input: a single text, or a tensor with at most one unknown size.
+    The outputs are answered as bytes.
     """
     if len(signature.inputs) != 1:
         raise BadRequest(
@@ -196,7 +199,7 @@ def describe_raw(
     ((name, spec),) = signature.inputs.items()
     datatype = datatype_of(spec)
     answered = {"parameters": {"binary_data_output": True}}
-    if spec.dtype == "DT_STRING":  # as it is, without its length
+    if spec.dtype == "DT_STRING":  # the whole body is one text, without a length before it
         ones = [1] * (1 if spec.shape is None else len(spec.shape))
         text = {"name": name, "datatype": "BYTES", "shape": ones, "data": [bytes(rest)]}
         return {"inputs": [text], **answered}, rest[:0]
@@ -215,7 +218,7 @@ def describe_raw(
 
 
 def check_request(request: Mapping[str, Any]) -> None:
-    """Raise BadRequest for a request without tensors, or that asks for what is not kept here."""
+    """Raise BadRequest for a request without inputs, or with an UNSUPPORTED parameter."""
     if not isinstance(request.get("inputs"), list) or not request["inputs"]:
         raise BadRequest("inputs: expected a list of tensors, got none")
     parameters = parameters_of(request)
@@ -227,7 +230,7 @@ def check_request(request: Mapping[str, Any]) -> None:
 
 
 def parameters_of(part: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The parameters of a request, or of a tensor in it; none for null. Raises BadRequest."""
+    """The parameters of a request or of a tensor in it; {} for null. Raises BadRequest."""
     given = part.get("parameters")
     if given is not None and not isinstance(given, dict):
         place = f"{where}.parameters" if where else "parameters"
@@ -236,7 +239,7 @@ def parameters_of(part: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def datatype_of(spec: TensorSpec) -> str:
-    """The datatype of an input. Raises ServingError 501 for what the protocol has none for."""
+    """The datatype of an input. Raises ServingError 501 if the protocol has none for its dtype."""
     if spec.dtype not in NAMES:
         text = f"The input '{spec.name}' is {spec.type_name}, for which there is no datatype"
         raise ServingError(text, "UNIMPLEMENTED")
@@ -249,7 +252,7 @@ def datatype_of(spec: TensorSpec) -> str:
 def read_inputs(
     signature: Signature, model: str, tensors: Sequence[Any], rest: memoryview
 ) -> dict[str, np.ndarray]:
-    """Arrays by name; what is sent as bytes lies in `rest`, one after the other."""
+    """The input arrays by name; inputs sent as bytes follow one another in `rest`."""
     found: dict[str, np.ndarray] = {}
     for index, tensor in enumerate(tensors):
         where = f"inputs[{index}]"
@@ -274,7 +277,7 @@ def read_inputs(
 
 
 def check_input(signature: Signature, model: str, tensor: Any, where: str) -> TensorSpec:
-    """The spec of an input, its name, datatype and shape looked at. Raises BadRequest."""
+    """The spec of an input, after checking its name, datatype and shape. Raises BadRequest."""
     if not isinstance(tensor, dict):
         raise BadRequest(f"{where}: expected an object with name, shape, datatype and data")
     spec = signature.inputs.get(str(tensor.get("name")))
@@ -303,7 +306,7 @@ def check_input(signature: Signature, model: str, tensor: Any, where: str) -> Te
 
 
 def read_parameter(tensor: Mapping[str, Any], name: str, where: str) -> int | None:
-    """A size among a tensor's parameters."""
+    """A tensor's parameter that is a size in bytes, or None. Raises BadRequest."""
     value = parameters_of(tensor, where).get(name)
     if value is not None and (type(value) is not int or value < 0):
         raise BadRequest(f"{where}.parameters.{name}: expected a size, got {str(value)[:40]}")
@@ -332,7 +335,7 @@ def with_shape(array: np.ndarray, tensor: Mapping[str, Any], where: str) -> np.n
 
 
 def read_binary(data: bytes, tensor: Mapping[str, Any], where: str) -> np.ndarray:
-    """The array of a tensor's bytes: little-endian, row by row; texts each behind its length."""
+    """The array of a tensor's bytes: little-endian, row by row; each text has its length first."""
     count = math.prod(tensor["shape"])
     if tensor["datatype"] == "BYTES":
         return with_shape(read_texts(data, count, where), tensor, where)
@@ -348,7 +351,7 @@ def read_binary(data: bytes, tensor: Mapping[str, Any], where: str) -> np.ndarra
 
 
 def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
-    """Texts as bytes in an object array [count], each behind its length in 4 bytes."""
+    """Texts as bytes in an object array [count]; each follows its length, uint32 little-endian."""
     texts: list[bytes] = []
     at = 0
     while at + 4 <= len(data) and len(texts) < count:
@@ -371,7 +374,7 @@ def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
 
 
 def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> list[Wanted]:
-    """The outputs that a request asks for, in its order; all without any."""
+    """The outputs that a request asks for, in its order; all outputs if it names none."""
     usual = parameters_of(request).get("binary_data_output") is True
     asked = request.get("outputs")
     if asked is None or asked == []:
@@ -400,7 +403,7 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
 def write_tensors(
     head: dict[str, Any], wanted: Sequence[Wanted], outputs: Mapping[str, Any]
 ) -> Reply:
-    """The answer as JSON, and behind it the bytes of those outputs that are asked for so."""
+    """The answer as JSON, followed by the bytes of the outputs that are wanted as bytes."""
     tensors, rest = [], []
     for one in wanted:
         array = np.asarray(outputs[one.name])
@@ -425,7 +428,7 @@ def write_tensors(
 
 
 def write_data(name: str, array: np.ndarray) -> Any:
-    """Values row by row; texts as JSON has them. Raises BadRequest for bytes that are no text."""
+    """Values row by row, texts decoded. Raises BadRequest for bytes that are not UTF-8."""
     if array.dtype.kind != "O":
         return array.ravel()
     try:

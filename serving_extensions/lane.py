@@ -1,8 +1,8 @@
 """The lane: requests that are known to be short are answered by the thread that reads sockets.
 
-A request for a cheap model costs less than handing it to another thread: Python's threads take
-turns, and with many connections the turns cost more than the answers. Only what can neither wait
-nor take long is taken.
+Answering a request for a cheap model costs less than handing it to a worker thread: with many
+connections, switching threads under the GIL costs more than the answers. Only requests that can
+neither block nor take long are answered here.
 """
 
 import re
@@ -11,31 +11,31 @@ from typing import Any
 
 from .core import SHORT_SECONDS, is_plain_json, view_infer
 
-SHORT_BYTES = 16 << 10  # of a body
-SLOW_SECONDS = 0.005  # of the processor's time: requests that take this long ...
-STRIKES = 3  # ... so many times running ...
-SUSPICION = 0.5  # of a strike: the first, of which only the clock tells
-PENALTY_SECONDS = 10.0  # ... send those for their model to the worker threads for so long
+SHORT_BYTES = 16 << 10  # the largest body
+SLOW_SECONDS = 0.005  # of CPU time: a request that takes as long is a strike against its model
+STRIKES = 3  # after so many strikes a model's requests go to the worker threads ...
+SUSPICION = 0.5  # strikes for a first slow request, of which only the wall-clock time is known
+PENALTY_SECONDS = 10.0  # ... for so long
 SIGNATURE = re.compile(rb'"signature_name"\s*:\s*"([\x20-\x7e]*?)"')
-# headers of bodies that are more, or other, than they seem
+# headers of bodies that unpack to more bytes, or are not JSON
 UNPACKED = frozenset({"CONTENT_ENCODING", "X_TENSOR_SHAPE"})
 
 
 class Lane:
-    """Tells which requests are short, and answers them.
+    """Decides which requests are short, and answers them.
 
-    Used by the thread that reads sockets alone.
+    Only the thread that reads sockets uses it, so it needs no lock.
     """
 
     def __init__(self, server: Any):
         self.server = server
-        self.strikes: dict[str, float] = {}  # model -> how many of its latest requests took long
-        # model -> until when its requests go to the worker threads
+        self.strikes: dict[str, float] = {}  # model -> strikes of its latest requests
+        # model -> the time until which its requests go to the worker threads
         self.late: dict[str, float] = {}
 
     def takes(self, request: Any, found: Any) -> bool:
-        """Whether a request asks for a small predict of a cheap, loaded model, in JSON,
-        and nothing that may wait.
+        """Whether a request is a small JSON predict of a cheap, loaded model, and nothing in it
+        can block.
         """
         if (
             found is None
@@ -47,7 +47,7 @@ class Lane:
             return False
         if not UNPACKED.isdisjoint(request.headers):
             return False
-        if self.server.config.auth.protect == "all":  # quotas wait
+        if self.server.config.auth.protect == "all":  # checking a quota may block
             return False
         body = peek_body(request)
         signature = name_signature(body) if is_plain_json(body) else None
@@ -56,7 +56,7 @@ class Lane:
         return self.is_short(found.arguments["model"], found.arguments.get("version"), signature)
 
     def is_short(self, model: str, version: int | None, signature: str = "serving_default") -> bool:
-        """Whether a version that is there now, the highest for None, answers in a moment."""
+        """Whether a loaded version (None: the highest) is known to answer quickly."""
         if self.late and time.monotonic() < self.late.get(model, 0.0):
             return False
         available = self.server.manager.available.get(model)
@@ -66,9 +66,9 @@ class Lane:
         return servable is not None and servable.seconds_of(signature) < SHORT_SECONDS
 
     def answer(self, channel: Any, model: str) -> None:
-        """Answer a request here, and note how long that took.
+        """Answer a request on this thread, and note how long it took.
 
-        The processor's time is looked at, which costs microseconds, once one was long by the clock.
+        CPU time costs microseconds to read, so it is read only for models with strikes.
         """
         watched, began = model in self.strikes, time.perf_counter()
         busy = time.thread_time() if watched else 0.0
@@ -82,11 +82,11 @@ class Lane:
             self.strikes[model] = SUSPICION
 
     def note(self, model: str, seconds: float) -> None:
-        """Learn which models are short only by their looks: with very many rows, or with other
-        input than was tried.
+        """Learn which models are slower than their warm-up showed: with very many rows, or with
+        other input than was tried.
 
-        Once tells nothing: it may be the first of its shape. By the processor's time, which
-        neighbours do not change. Each short one makes up for a quarter of a long one.
+        One slow request proves nothing: it may be the first of its shape. CPU time is used, since
+        other processes do not change it. Each short request takes back a quarter of a strike.
         """
         if seconds < SLOW_SECONDS:
             if model in self.strikes:
@@ -104,7 +104,7 @@ class Lane:
 
 
 def name_signature(body: bytes) -> str | None:
-    """The signature that a body asks for; None where only a parser can tell."""
+    """The signature that a body asks for; None if only a JSON parser can tell."""
     number = body.count(b"signature_name")
     named = SIGNATURE.findall(body) if number else []
     if len(named) != number or number > 1:
@@ -113,7 +113,7 @@ def name_signature(body: bytes) -> str | None:
 
 
 def peek_body(request: Any) -> bytes:
-    """A request's body, left to be read again."""
+    """A request's body; the stream is rewound, so that it can be read again."""
     stream = request.get_body_stream()
     body = stream.read()
     stream.seek(0)

@@ -1,7 +1,7 @@
-"""What requests cost: counted as they end, read as /stats and as Prometheus's text.
+"""Counts and durations of requests: collected as requests end, read as /stats and by Prometheus.
 
-One `Metrics` per server. A request costs a lock and a few additions; everything else is computed
-when it is asked for.
+One `Metrics` per server. A request only appends to a list; every few seconds the list is counted
+under a lock. Everything else is computed when it is read.
 """
 
 import copy
@@ -57,14 +57,14 @@ logger = logging.getLogger("serving")
 
 # upper bounds of histograms of time
 TIME_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-MOST_ERRORS = 100  # of the latest
-ALL = ("all", "")  # the series of all requests
-LATEST = 1000  # the latest requests of a group, whose percentiles /stats tells
-TOGETHER = 512  # requests are counted together, ...
-STEP = 5  # ... those of so many seconds at most
-LOOK_SECONDS = 5.0  # between looks at the process
-KEEP_SECONDS = 60  # between writes of the history
-MOST_GROUPS = 200  # of names in /stats; further ones are counted in all alone
+MOST_ERRORS = 100  # the latest errors that are kept
+ALL = ("all", "")  # the key of the series of all requests
+LATEST = 1000  # the latest requests of a group, whose percentiles /stats shows
+TOGETHER = 512  # so many requests are counted in one step, ...
+STEP = 5  # ... or those of so many seconds
+LOOK_SECONDS = 5.0  # between samples of the process's resources
+KEEP_SECONDS = 60  # between writes of the history file
+MOST_GROUPS = 200  # names in /stats; requests of further names are only counted in the total
 
 
 class Buckets:
@@ -79,7 +79,7 @@ class Buckets:
         self.sum += float(values.sum())
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts by bound, as Prometheus wants them."""
+        """Cumulative counts by upper bound, as Prometheus expects."""
         sums = np.cumsum(self.counts).tolist()
         return [(str(float(bound)), count) for bound, count in zip(self.bounds, sums)] + [
             ("+Inf", sums[-1])
@@ -87,14 +87,14 @@ class Buckets:
 
 
 class Group:
-    """What became of the requests of one deployment, model or handler, or of all."""
+    """Counts and latencies of the requests of one deployment, model or handler, or of all."""
 
     def __init__(self) -> None:
         self.requests = self.errors_4xx = self.errors_5xx = 0
-        # of the latest: seconds, and those of the parts
+        # of the latest requests: total seconds, then the seconds of each part
         self.latest = np.empty((0, 1 + len(PHASES)))
         self.batch_sizes: Counter[int] = Counter()
-        # by second: requests in it, errors among them, and the seconds that they took
+        # second -> requests that ended in it, errors among them, the seconds that they took
         self.minute: dict[int, tuple[int, int, float]] = {}
 
     def add(self, calls: "Alike") -> None:
@@ -125,7 +125,7 @@ class Group:
         return sum(requests), sum(errors), sum(busy)
 
     def held(self) -> "Group":
-        """A copy that stays as it is while it is read."""
+        """A copy that does not change while it is read."""
         still = copy.copy(self)  # `latest` is replaced, never changed
         still.batch_sizes, still.minute = self.batch_sizes.copy(), self.minute.copy()
         return still
@@ -144,7 +144,9 @@ class Group:
 
 
 def keep_sixty(numbers: dict[int, Any], latest: int) -> None:
-    """Forget the oldest, and what is after `latest`: the clock was put back since."""
+    """Forget all but 60 keys: the oldest one, and keys after `latest`, left from before the clock
+    was set back.
+    """
     for time_to_come in [key for key in numbers if key > latest]:
         del numbers[time_to_come]
     if len(numbers) > 60:
@@ -152,7 +154,7 @@ def keep_sixty(numbers: dict[int, Any], latest: int) -> None:
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
-    """Milliseconds that a half, nine of ten and 99 of 100 keep below; None of nothing, or NaN."""
+    """The 50th, 90th and 99th percentile in milliseconds, NaN left out; None if nothing is left."""
     known = seconds[~np.isnan(seconds)]
     if not len(known):
         return None
@@ -169,18 +171,18 @@ class Kind(NamedTuple):
     model: str
     version: str
     deployment: str
-    drawn: bool  # in graphs: inference that the page has not asked for itself
+    drawn: bool  # shown in the graphs: inference that was not requested by the page itself
 
 
-# Of a request: when, status, rows, seconds, seconds by part. As bytes: what is kept of 512 requests
-# as Python's objects pushes what the next ones need out of the processor's cache.
+# Of a request: time, status, rows, seconds, seconds by part. Packed as bytes, because the Python
+# objects of 512 requests would push other data out of the processor's cache.
 ROW = struct.Struct(f"={4 + len(PHASES)}d")
 
 
 class Alike:
     """Requests of one kind that ended within a few seconds: float64 [N, columns of `ROW`].
 
-    Of what ran no model the rows are 0; of a part that there was not the seconds are NaN.
+    Rows are 0 for a request that ran no model; seconds of a part are NaN if the request had none.
     """
 
     def __init__(self, table: np.ndarray):
@@ -212,31 +214,32 @@ class Metrics:
         self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
         self.last_errors: deque[dict[str, Any]] = deque(maxlen=MOST_ERRORS)
-        self.probes: set[str] = set()  # routes whose 503 is an answer, and no error of a client's
+        self.probes: set[str] = set()  # routes (health checks) whose 503 is no error
         # by route, model, version, deployment, status
         self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
         # by route, model, deployment; by part, model, deployment
         self.latency: dict[tuple[str, ...], Buckets] = {}
         self.parts: dict[tuple[str, ...], Buckets] = {}
         self.rows: dict[str, Buckets] = {}  # by model
-        # calls that a version has run, and the second of the last; by model and version
+        # (model, version) -> calls that it has run, and the second of the last call
         self.runs: dict[tuple[str, str], tuple[int, int]] = {}
-        # what the graphs show, by kind and name: inference alone, without the page's own
+        # by kind and name, for the graphs: only inference, without the page's own requests
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
-        self._open: list[None] = []  # as long as requests are in flight
-        # requests that are answered and not counted yet: the parts of their kind, their row
+        self._open: list[None] = []  # one item per request in flight: append and pop are atomic
+        # answered requests that are not counted yet: the fields of their `Kind`, their ROW
         self._ended: list[tuple[tuple, bytes]] = []
-        self._due = 0.0  # when those must be counted
-        self.ended = threading.Event()  # look no more
+        self._due = 0.0  # the time when those must be counted
+        self.ended = threading.Event()  # set to end the watcher
         self.watcher: threading.Thread | None = None
-        self.history: str | None = None  # the file of the start's config; empty for none
+        self.history: str | None = None  # the file named by the start's config; empty for none
         self._kept = 0.0  # when the history was written last
-        self._trouble = ""  # why it could not be
-        # of whoever asks and of the graphs: `cpu_percent` is of the time since it was asked last
+        self._trouble = ""  # why the last write failed
+        # Two objects, for /stats and for the graphs: `cpu_percent` covers the time since its last
+        # call on the same object.
         self._process, self._watched = psutil.Process(), psutil.Process()
         self._process.cpu_percent(), self._watched.cpu_percent()
-        self._refused = 0  # requests, when the process was looked at last
+        self._refused = 0  # refused requests at the last `look`
 
     @property
     def in_flight(self) -> int:
@@ -244,8 +247,8 @@ class Metrics:
         return len(self._open)
 
     def begin(self) -> "Metrics":
-        """Note that a request begins. Here and in `end` nobody waits: a list's `append` and `pop`
-        are one step to other threads.
+        """Note that a request begins. No lock is needed here and in `end`: a list's `append` and
+        `pop` are atomic.
         """
         self._open.append(None)
         if len(self._open) > self.latest_peak:
@@ -254,7 +257,7 @@ class Metrics:
         return self
 
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
-        """Take note of a request that is answered; `call` is what its log line says."""
+        """Note that a request is answered; `call` has the fields of its log line."""
         self._open.pop()
         now = self._clock()
         spent = trace.spent or trace.measure(time.perf_counter())
@@ -270,10 +273,10 @@ class Metrics:
                 self._due = (int(now) // STEP + 1) * STEP
 
     def _count(self) -> None:
-        """Count what has ended: what is alike at once,
-        which takes a fraction of the time that one after the other would.
+        """Count the ended requests, grouped by kind, which takes a fraction of the time of
+        counting them one by one. The lock must be held.
         """
-        number = len(self._ended)  # others may come meanwhile, and wait for the next time
+        number = len(self._ended)  # requests appended meanwhile are counted the next time
         ended = self._ended[:number]
         del self._ended[:number]
         alike: dict[tuple, list[bytes]] = {}
@@ -284,11 +287,12 @@ class Metrics:
             table = np.frombuffer(b"".join(rows)).reshape(len(rows), -1)
             steps = table[:, 0] // STEP
             parts += [(step, Kind(*kind), table[steps == step]) for step in np.unique(steps)]
-        for _, kind, table in sorted(parts, key=lambda part: part[0]):  # graphs go forward alone
+        # in order of time: a ring cannot go back
+        for _, kind, table in sorted(parts, key=lambda part: part[0]):
             self._count_alike(kind, Alike(table))
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
-        """Count requests of one kind, of a few seconds."""
+        """Count requests of one kind that ended in the same STEP."""
         route, model, version, deployment, drawn = kind
         for status, count in calls.by_status.items():
             self.requests[route, model, version, deployment, status] += count
@@ -325,7 +329,7 @@ class Metrics:
             minute[2] += number * (status >= 500)
 
     def _record(self, kind: Kind, now: float, counts: np.ndarray, sums: np.ndarray) -> None:
-        """Add requests to the series of what they reached, and to that of all."""
+        """Add requests to the series of their model, deployment and handler, and to ALL."""
         handler = kind.route if kind.route.startswith("/") else ""
         names = {"model": kind.model, "deployment": kind.deployment, "handler": handler}
         for key in [ALL, *((what, name) for what, name in names.items() if name)]:
@@ -334,7 +338,7 @@ class Metrics:
             self.series.setdefault(key, Series()).add(now, counts, sums)
 
     def _has_room(self, now: float) -> bool:
-        """Whether there may be one series more; those that tell nothing any more make room."""
+        """Whether one more series is allowed; drops series that no window shows any more."""
         if len(self.series) > MOST_SERIES:
             self.series = {
                 key: one for key, one in self.series.items() if key == ALL or one.is_recent(now)
@@ -342,16 +346,16 @@ class Metrics:
         return len(self.series) <= MOST_SERIES
 
     def uptime(self) -> float:
-        """Seconds since the server was made, whatever becomes of the clock."""
+        """Seconds since the server was made, by the monotonic clock."""
         return time.monotonic() - self._begun
 
     def now(self) -> int:
-        """The second that is now, by its clock."""
+        """The current second of the clock that timestamps the counts."""
         return int(self._clock())
 
     @contextmanager
     def counted(self) -> Iterator["Metrics"]:
-        """These numbers, all requests among them, held still."""
+        """Hold the lock within a `with`, after all ended requests have been counted."""
         with self._lock:
             self._count()
             yield self
@@ -362,9 +366,9 @@ class Metrics:
             return dict(self.runs)
 
     def read(self) -> dict[str, Any]:
-        """What /stats answers, but for what the models say.
+        """The answer of /stats, without the parts about models.
 
-        Requests wait while it is copied, and not while it is computed.
+        The lock is held while the numbers are copied, not while the answer is computed.
         """
         now = self._clock()
         with self.counted():
@@ -406,7 +410,7 @@ class Metrics:
         }
 
     def look(self) -> None:
-        """See what the process holds and does now, for the graphs."""
+        """Sample the process's resources for the graphs."""
         gpus = read_gpus()
         now, refused = self._clock(), self.refused.total()
         seen = {
@@ -427,18 +431,18 @@ class Metrics:
             self.resources.add(now, seen)
 
     def read_window(self, window: str) -> dict[str, Any]:
-        """A window's figures, as `GET /stats?window=` answers them, but for what a caller may see.
+        """A window's figures for `GET /stats?window=`, not yet filtered by what a caller may see.
 
-        `series` by kind and name. Requests wait while the numbers are copied, not while they are
-        computed.
+        `series` is by (kind, name). The lock is held while the numbers are copied, not while the
+        figures are computed.
         """
         now, step = self._clock(), WINDOWS[window].step
         with self.counted():
             series = {key: one.rings[window].read(now) for key, one in self.series.items()}
             resources = self.resources.rings[window].read(now)
-            # a request that fails meanwhile adds one
+            # copied first: a request that fails meanwhile appends to it
             errors = [error for error in list(self.last_errors) if not error["by_page"]]
-        # The last step is not over yet: what has come until now is told as of the time until now.
+        # The last step is not over yet: its rates are per the time that has passed.
         minutes = np.full(WINDOWS[window].length, step / 60)
         minutes[-1] = max(now % step, 1) / 60
         return {
@@ -454,11 +458,11 @@ class Metrics:
         }
 
     def keep(self, path: str | None, now: bool = False) -> None:
-        """Write what outlives a restart to a file: once a minute, or `now`.
+        """Write the history to a file, so that it survives a restart: once a minute, or `now`.
 
-        A file that cannot be written is told once, and tried again.
+        A write error is logged once, and the write is tried again later.
         """
-        # of a clock that was put back since, less than nothing has passed
+        # after the clock was set back, the time passed is negative: write then
         if not path or not now and 0 <= self._clock() - self._kept < KEEP_SECONDS:
             return
         self._kept = self._clock()
@@ -474,7 +478,7 @@ class Metrics:
             self._trouble = ""
 
     def take(self, path: str) -> None:
-        """Go on from what another process has left in a file; one that cannot be read is told."""
+        """Continue the history that an earlier process wrote; logs a file that cannot be read."""
         try:
             series, resources, errors = load_history(Path(path))
         except FileNotFoundError:
@@ -488,9 +492,9 @@ class Metrics:
 
 
 def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
-    """Look at the process every few seconds, and keep the history, while anybody holds the server.
+    """Sample the process every few seconds and write the history, while the server exists.
 
-    In a thread of its own: what it sees is told also of times in which nobody asks for anything.
+    It runs in a thread of its own, so that the graphs also cover times without requests.
     """
     while not ended.wait(LOOK_SECONDS):
         server = found()
@@ -500,7 +504,7 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
         try:
             metrics.look()
             metrics.keep(metrics.history)
-        except Exception as error:  # numbers are worth no end of the thread
+        except Exception as error:  # an error must not end the thread
             text = "The server's resources could not be looked at"
             log_safely(logging.ERROR, text, error=error)
         del server, metrics
@@ -509,7 +513,7 @@ def watch(found: "weakref.ref[ModelServer]", ended: threading.Event) -> None:
 def describe_error(
     now: float, trace: Any, call: Mapping[str, Any], response: Any
 ) -> dict[str, Any]:
-    """What /stats says of a request that went wrong."""
+    """The entry of a failed request in the `last_errors` of /stats."""
     names = ("request_id", "status", "route", "model")
     return {
         "time": now,
@@ -546,7 +550,7 @@ class Collector:
         metrics = self.server.state["metrics"]
         with metrics.counted():
             families = list(collect_requests(metrics))
-        yield from families  # to be spelled while requests go on
+        yield from families  # converted to text after the lock is released
         yield GaugeMetricFamily(
             "serving_requests_in_flight", "Requests being answered", metrics.in_flight
         )
@@ -639,7 +643,7 @@ def collect_models(manager: Any) -> Iterator[Any]:
 
 
 def collect_config(server: Any) -> Iterator[Any]:
-    """Whether the config file is in force, and whether all that it names is there."""
+    """Whether the config file is in force, and whether the models it names are available."""
     manager = server.manager
     yield GaugeMetricFamily(
         "serving_config_last_reload_successful",
@@ -662,7 +666,7 @@ def collect_config(server: Any) -> Iterator[Any]:
 
 
 def collect_learning(server: Any) -> Iterator[Any]:
-    """What active learning put aside."""
+    """The pictures that active learning has collected, by group and outcome."""
     pictures = CounterMetricFamily(
         "serving_active_learning_pictures",
         "Pictures offered to a group",
@@ -700,7 +704,7 @@ def collect_quotas(server: Any) -> Iterator[Any]:
 
 
 def collect_expiries(config: Config) -> Any:
-    """When keys expire: of those that do."""
+    """The expiry time of each key that expires."""
     family = GaugeMetricFamily(
         "serving_key_expires_timestamp_seconds", "When a key expires", labels=("key",)
     )
@@ -748,9 +752,9 @@ def memory_limit(files: Sequence[str] = CGROUPS) -> int:
 
 
 def read_gpus() -> list[dict[str, Any]]:
-    """The GPUs of TensorFlow, where it is loaded and has some.
+    """TensorFlow's GPUs, once TensorFlow is loaded.
 
-    `nvidia-ml-py` adds what others use and how busy they are.
+    With `nvidia-ml-py` installed, each has its total memory and its utilisation too.
     """
     tf: Any = sys.modules.get("tensorflow") if PREPARED_DEVICES.is_set() else None
     config: Any = getattr(tf, "config", None)  # none yet while the loader's thread imports it
@@ -774,8 +778,10 @@ def read_gpus() -> list[dict[str, Any]]:
 
 
 def find_gpu(pynvml: Any, index: int) -> Any:
-    """NVML's handle of the GPU that the process sees as number `index`: NVML counts all of them,
-    CUDA those of CUDA_VISIBLE_DEVICES. Raises ValueError for a part of one (MIG).
+    """NVML's handle of the GPU that this process sees as number `index`.
+
+    NVML counts all GPUs of the machine, CUDA only those in CUDA_VISIBLE_DEVICES. Raises ValueError
+    for a MIG slice of a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     name = str(index) if visible is None else visible.split(",")[index].strip()
@@ -791,12 +797,12 @@ def prometheus_text(server: Any) -> bytes:
         registry = CollectorRegistry()
         registry.register(Collector(server))
         ProcessCollector(registry=registry)
-        server.kept["registry",] = registry  # now that it is whole: others may ask at the same time
+        server.kept["registry",] = registry  # only when complete: another thread may read it
     return generate_latest(registry)
 
 
 class TextFormatter(logging.Formatter):
-    """Lines as logging.basicConfig has them, their second spelled once."""
+    """The lines of logging.basicConfig; the text of a second is cached, which is faster."""
 
     second, spelled = -1, ""
 
@@ -810,7 +816,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(TextFormatter):
-    """A log record as one JSON object; of a request's line, each part under its own name."""
+    """A log record as one JSON object; the fields of a request's line are members of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
@@ -834,7 +840,7 @@ def open_metrics(server: ModelServer) -> Metrics:
 
 
 def prepare(server: ModelServer, config: Config) -> None:
-    """Go on from the history that the start's config names."""
+    """Load the history file that the start's config names; a later config does not change it."""
     metrics = server.state["metrics"]
     if metrics.history is None:
         metrics.history = config.server.history or ""
@@ -843,7 +849,7 @@ def prepare(server: ModelServer, config: Config) -> None:
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    """Begin to look at the process, once models are loaded."""
+    """Start the watcher thread, once models are loaded."""
     metrics = server.state["metrics"]
     if metrics.watcher is None:
         watched = weakref.ref(server), metrics.ended
@@ -852,11 +858,11 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 
 
 def end(server: ModelServer) -> None:
-    """Look no more, and keep the history."""
+    """End the watcher thread, and write the history."""
     metrics = server.state["metrics"]
     metrics.ended.set()
     if metrics.watcher is not None and metrics.watcher is not threading.current_thread():
-        metrics.watcher.join(5)  # it is done at once, but where a driver hangs
+        metrics.watcher.join(5)  # it ends at once, unless a GPU driver hangs
     metrics.keep(metrics.history, now=True)
 
 

@@ -1,8 +1,8 @@
 """Which models are in memory: `"load": "on_demand"`, the idle time-out, the budget of
 `memory_budget_mb`.
 
-OnDemand    a version that is served as any other, its model in memory only while it is wanted
-Residency   loads and evicts: the least recently used goes first, none that is pinned or in use
+OnDemand    a version that is served like any other, but is in memory only while it is used
+Residency   loads and evicts models: the least recently used first, never a pinned one or one in use
 """
 
 import logging
@@ -62,25 +62,25 @@ from .core import (
 
 logger = logging.getLogger("serving")
 
-RETRY_SECONDS = 5.0  # a model that could not be loaded is not tried again sooner
-RESERVE = 1.5  # of its files' size: what a model that was never loaded is expected to need
+RETRY_SECONDS = 5.0  # the shortest time between a failed load of a model and the next try
+RESERVE = 1.5  # memory expected for a model that was never loaded, as a multiple of its files' size
 
 
 class OnDemand(Servable):
-    """A version known by its files alone until somebody asks.
+    """A version whose signatures are read from its files, and whose model is loaded on request.
 
-    `resident` is its model while that is in memory.
+    `resident` is the model while it is in memory, else None.
     """
 
     folder: Path
 
     def __init__(self, residency: "Residency", request: LoadRequest):
         folder, config = request.folder, request.config
-        # what may not change by itself: its graph alone until it is loaded, since its variables
-        # may still be copied
+        # Files that must not change before a load. Until the first load these are only the graph's,
+        # since the variables may still be being copied.
         graphs = [contents(fingerprint(path)) for path in folder.glob("saved_model.pb*")]
         self.files = {status for graph in graphs for status in graph}
-        self.declared = set(contents(fingerprint(folder)))  # a reload finds nothing new in these
+        self.declared = set(contents(fingerprint(folder)))  # with these, a reload sees no change
         definitions = read_definitions(folder, config.tags)
         rename_tensors(definitions, folder)
         metadata = describe(definitions)
@@ -91,8 +91,8 @@ class OnDemand(Servable):
         self.name = f"{config.name}/{version_of(folder, config)}"
         self.resident: Servable | None = None
         self.why, self.used_at, self.bytes = "not asked for yet", time.monotonic(), 0
-        self.load_seconds = 0.0  # of its last load
-        self.budget: int | None = None  # at that time, in MiB
+        self.load_seconds = 0.0  # of the last load
+        self.budget: int | None = None  # memory_budget_mb at the last load
         self.failed: tuple[float, str] = (-RETRY_SECONDS, "")
         self.loading = threading.Lock()
         residency.join(self)
@@ -109,25 +109,25 @@ class OnDemand(Servable):
         return resident.callables if resident else {}
 
     def seconds_of(self, name: str) -> float:
-        """Nobody knows: it may have to be loaded."""
+        """Unknown, so infinite: a call may have to load the model first."""
         return float("inf")
 
     def hold(self) -> None:
-        """Take a lease beside one that there is, so also while the version is being retired."""
+        """Take one more lease; the caller has one already, so this works even while retiring."""
         with self._lock:
             self._leases += 1
 
     def forget(self) -> None:
-        """The version is retired."""
+        """Called when the version is retired: retire its model too."""
         self.residency.leave(self)
-        resident = self.resident  # it may be evicted meanwhile
+        resident = self.resident  # one read: another thread may evict it meanwhile
         if resident:
-            resident.retire(1)  # who gave up returns a lease just when the load has ended
+            resident.retire(1)  # a request that gave up on a load returns its lease as that ends
 
 
 def version_of(folder: Path, config: ModelConfig) -> int:
-    """The version that a SavedModel's folder is, `3` or the export `3-<digest>` of a Keras file;
-    1 of a model without version folders.
+    """The version number of a SavedModel's folder: `3`, or `3-<digest>` for the export of a Keras
+    file; 1 for a model without version folders.
     """
     number = re.match(r"[0-9]+(?=-|$)", folder.name)
     return int(number[0]) if number and folder != Path(config.base_path) else 1
@@ -140,14 +140,15 @@ def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str
 
 
 class Residency:
-    """Brings models into memory and out of it: a loader around `load`, which loads for good.
+    """Loads models on request and evicts them: wraps `load`, the loader of permanent models.
 
-    `options` is the config's `server`, as it is in force.
+    `options` returns the `server` section of the config in force.
 
-    Each model is loaded once, under its own `loading`; where there is a budget, one after the
-    other, under `measuring`, since what a load takes is what the process grows by. A request that
-    waits for either, or for the load itself, which has a thread of its own, gives up at its
-    deadline. Models that are not `on_demand` count as well, and stay.
+    Each model has a lock, `loading`, so that it is loaded only once. With a budget, all loads take
+    the lock `measuring` first and run one at a time, since a model's size is measured as the growth
+    of the process. A load runs in a thread of its own; a request that waits for it, or for a lock,
+    gives up at its deadline. Models that are not `on_demand` count in the budget, but are never
+    evicted.
     """
 
     def __init__(self, options: Callable[[], ServerConfig], load: Load):
@@ -155,12 +156,12 @@ class Residency:
         self.entries: weakref.WeakSet[OnDemand] = weakref.WeakSet()
         self.fixed: weakref.WeakKeyDictionary[Servable, int] = weakref.WeakKeyDictionary()
         self.measuring, self._changed = threading.Lock(), threading.Condition()
-        self._loads = set[Future]()  # those that run
+        self._loads = set[Future]()  # running loads
         self._sweeper: threading.Thread | None = None
         self._ending = threading.Event()
 
     def __call__(self, request: LoadRequest) -> Servable:
-        """Load a version: at once, or declared only."""
+        """Load a version now, or, if it is `on_demand`, only read its signatures."""
         if request.config.load == "on_demand":
             try:
                 return OnDemand(self, request)
@@ -187,12 +188,12 @@ class Residency:
             self.entries.discard(entry)
 
     def known(self) -> list[OnDemand]:
-        """The entries there are now; several threads add to them."""
+        """A copy of the entries, since other threads add to the set."""
         with self._changed:
             return list(self.entries)
 
     def memory_of(self, servable: Servable) -> int | None:
-        """Bytes that a model in memory was measured to take, where there is a budget."""
+        """The measured bytes of a model in memory; None if it is not, or without a budget."""
         if isinstance(servable, OnDemand):
             return servable.bytes if servable.resident and self.has_budget() else None
         with self._changed:
@@ -202,23 +203,23 @@ class Residency:
         return self.options().memory_budget_mb is not None
 
     def measure(self, request: LoadRequest) -> tuple[Servable, int]:
-        """Load a version; returns it and the bytes that it has added to the process, no fewer than
-        its files have.
+        """Load a version; returns it and the bytes by which the process grew, but at least the size
+        of its files.
 
-        Without a budget others may load meanwhile, and nothing is measured: it is taken to have as
-        many as its files.
+        Without a budget loads may overlap, so nothing is measured and the size of the files is
+        returned.
         """
         if not self.has_budget():
             return self._load(request), size_of(request.folder)
         tensorflow()
         before = memory_now()
         servable = self._load(request)
-        settle_garbage()  # what loading leaves over is no part of the model
+        settle_garbage()  # so that temporary objects of the load are not counted
         return servable, max(memory_now() - before, size_of(request.folder))
 
     @contextmanager
     def use(self, entry: OnDemand, trace: Trace = UNTRACED) -> Iterator[Servable]:
-        """A version's model, loaded if it is not there, kept from eviction within a `with`."""
+        """Hold a lease on a version's model within a `with`, after loading it if needed."""
         resident = entry.resident
         if resident is None or not resident.acquire():
             resident = self.bring_in(entry, trace)
@@ -232,10 +233,12 @@ class Residency:
                 self._changed.notify_all()
 
     def bring_in(self, entry: OnDemand, trace: Trace) -> Servable:
-        """Load an entry's model, unless another has meanwhile; returns it with a lease.
+        """Load an entry's model, unless another request has done so meanwhile; returns it with a
+        lease.
 
-        Raises ServingError when that fails, when there is no room until the deadline, or when it
-        takes longer: it is loaded all the same, for who comes later, and not retired before.
+        Raises ServingError if the load fails, if there is no room by the deadline, or if the load
+        takes longer. In the last case it goes on for later requests, and the entry cannot be
+        retired until it ends.
         """
         trace.waited = True
         need = entry.bytes or int(RESERVE * size_of(entry.folder))
@@ -259,11 +262,11 @@ class Residency:
             if time.monotonic() >= end:
                 text = f"There is no room for model {entry.config.name}: all others are in use"
                 raise ServingError(text, "UNAVAILABLE")
-            with self._changed:  # and no turn is held: others load meanwhile
+            with self._changed:  # both locks are released here, so others can load meanwhile
                 self._changed.wait(0.1)
 
     def begin_load(self, entry: OnDemand, held: ExitStack, trace: Trace) -> Servable:
-        """Load an entry's model in a thread of its own, which ends the turns that are held."""
+        """Load an entry's model in a thread of its own, which then releases the `held` locks."""
         try:
             coming = Workers(1, "serving-on-demand").submit(self.load_in_turn, entry, held)
         except ServingError:  # no thread can be had
@@ -277,9 +280,9 @@ class Residency:
         return coming.result()
 
     def load_in_turn(self, entry: OnDemand, turns: ExitStack) -> Servable:
-        """Load an entry's model while its turns are held, and end them.
+        """Load an entry's model while the locks in `turns` are held, and release them.
 
-        Returns it with a lease of who has asked: else it may be evicted before it has answered.
+        Returns it with the requester's lease: without one it could be evicted before it is used.
         """
         with turns:
             resident = self.load(entry)
@@ -289,9 +292,9 @@ class Residency:
 
     @contextmanager
     def turn(self, lock: threading.Lock, entry: OnDemand, trace: Trace) -> Iterator[None]:
-        """Hold a lock within a `with`; ServingError if a request's deadline comes before that.
+        """Hold a lock within a `with`; ServingError if the deadline passes before it is acquired.
 
-        A call from Python waits as long as it takes: it holds no client up.
+        A call from Python has no deadline and waits as long as needed.
         """
         if not lock.acquire(timeout=trace.timeout()):
             raise ServingError(
@@ -342,14 +345,14 @@ class Residency:
         return on_demand + sum(size for servable, size in fixed if not servable.closed)
 
     def make_room(self, wanted: OnDemand, need: int) -> bool:
-        """Evict until `need` bytes fit beside the rest; False while all that could leave is in use.
+        """Evict models until `need` bytes fit into the budget; False if all candidates are in use.
 
-        `wanted` itself stays.
+        `wanted` itself is not evicted.
         """
         budget = self.options().memory_budget_mb
         while budget is not None and self.used() + need > budget << 20:
             victims = self.evictable(wanted)
-            if not victims:  # what is larger than the budget is tried all the same, and said
+            if not victims:  # too large for the budget: log it, and try to load it anyway
                 text = "%s needs about %.0f MB, more than memory_budget_mb leaves"
                 logger.warning(text, wanted.name, need / 2**20)
                 return True
@@ -358,14 +361,14 @@ class Residency:
         return True
 
     def keep_budget(self, why: str, spared: OnDemand | None = None) -> None:
-        """Evict what is idle until the rest fits the budget, as far as it can."""
+        """Evict idle models until the rest fits the budget, or no more can be evicted."""
         budget = self.options().memory_budget_mb
         while budget is not None and self.used() > budget << 20:
             if not any(self.evict(entry, why) for entry in self.evictable(spared)):
                 return
 
     def evictable(self, spared: OnDemand | None = None) -> list[OnDemand]:
-        """What is in memory and may leave it, the least recently used first."""
+        """The models in memory that are not pinned, least recently used first."""
         found = [entry for entry in self.known() if entry.resident and not entry.config.pinned]
         return sorted((e for e in found if e is not spared), key=lambda entry: entry.used_at)
 
@@ -374,7 +377,7 @@ class Residency:
         resident = entry.resident
         if resident is None or not entry.loading.acquire(blocking=False):
             return False
-        try:  # who asks for it meanwhile waits for `loading`, to its deadline
+        try:  # a request for this model now waits for `loading`, until its deadline
             if not resident.retire_if_idle():
                 return False
             entry.resident, entry.why = None, why
@@ -391,8 +394,9 @@ class Residency:
                 self._sweeper = start_thread("serving-on-demand", sweep, *watched)
 
     def end(self) -> None:
-        """Wait for the loads that run and free what they bring; end the thread that looks for idle
-        models. A process that ends within a load of TensorFlow's is aborted.
+        """Wait for running loads and free all models; end the sweeper thread.
+
+        A process that exits during a load by TensorFlow is aborted, hence the wait.
         """
         wait(self._loads.copy())
         for entry in self.known():
@@ -402,8 +406,10 @@ class Residency:
             self._sweeper.join()
 
     def sweep(self) -> None:
-        """Evict what nobody has asked for in `idle_seconds`, and what is beyond a budget that was
-        lowered: what is larger than the budget it came into stays until another one comes.
+        """Evict models that were not used for `idle_seconds`, and models beyond a lowered budget.
+
+        The latest model stays if the budget is the one it was loaded under: a single model larger
+        than the budget would otherwise be evicted at once.
         """
         now = time.monotonic()
         for entry in self.known():
@@ -415,7 +421,7 @@ class Residency:
         self.keep_budget("beyond memory_budget_mb", spared)
 
     def read(self) -> dict[str, Any]:
-        """What /stats says of the budget."""
+        """The part of /stats about the budget."""
         return {
             "budget_mb": self.options().memory_budget_mb,
             "used_mb": round(self.used() / 2**20, 1),
@@ -426,7 +432,7 @@ def sweep(residency: "weakref.ref[Residency]", ending: threading.Event) -> None:
     while not ending.wait(0.5) and (live := residency()) is not None:
         try:
             live.sweep()
-        except Exception as error:  # the others are looked at the next time
+        except Exception as error:  # the next sweep tries the rest
             log_safely(logging.ERROR, "Idle models could not be freed", error=error)
         del live
 
@@ -437,24 +443,24 @@ def seconds_left(most: float, trace: Trace) -> float:
 
 
 def memory_now() -> int:
-    """Bytes that this process alone holds."""
+    """Bytes of memory that only this process uses (USS)."""
     return psutil.Process().memory_full_info().uss
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of a version's files, or of the file that it is."""
+    """Bytes of a version's files, or of the file if `folder` is one."""
     files = (folder, *paths_below(folder))
     return sum(path.stat().st_size for path in files if os.path.isfile(path))
 
 
 def wrap_load(server: ModelServer, load: Load) -> Residency:
-    """The models of a server that come and go."""
+    """Make the Residency of a server."""
     residency = server.state["on_demand"] = Residency(lambda: server.config.server, load)
     return residency
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    """Take over what a config says of models that stay as they are loaded: `pinned` and such."""
+    """Apply options of a new config, such as `pinned`, to models that need no new load."""
     models = {config.name: config for config in server.config.models}
     for entry in server.state["on_demand"].known():
         entry.config = models.get(entry.config.name, entry.config)
@@ -467,9 +473,9 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 def named_entry(
     server: ModelServer, model: str, version: int | None = None, label: str | None = None
 ) -> Iterator[tuple[int, OnDemand]]:
-    """A version that is on demand, not retired within a `with`; this is no call of the model.
+    """Hold a lease on an on-demand version within a `with`, without loading or calling its model.
 
-    Raises NotFound, and BadRequest for one that is always in memory.
+    Raises NotFound, and BadRequest for a version that is always in memory.
     """
     number, entry = server.start().manager.find(model, version, label)
     if not isinstance(entry, OnDemand):

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 of what is served now: made from the loaded signatures, deployments and handlers."""
+"""The OpenAPI 3.1 document, made from the signatures, deployments and handlers in force."""
 
 import base64
 import json
@@ -236,7 +236,7 @@ PICTURE_ANSWERS = {
     "image/png": {"schema": FILE},
     "image/jpeg": {"schema": FILE},
 }
-# Beside JSON, of :predict; application/octet-stream is a raw tensor, or a picture.
+# Bodies of :predict besides JSON; application/octet-stream is a raw tensor, or a picture.
 ARRAYS = {
     kind: {"schema": FILE}
     for kind in ("application/x-npy", "application/x-npz", "application/octet-stream")
@@ -249,8 +249,8 @@ KEY_ASKED: list[dict[str, list]] = [{"bearer": []}, {"header": []}]
 
 
 def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> dict[str, Any]:
-    """The whole document, as far as the caller may see; `prefix` is where the server is mounted,
-    `url` the whole address of that.
+    """The whole document, without parts that the caller may not see; `prefix` is the path where the
+    server is mounted, `url` the full address of that path.
     """
     everywhere = KEY_ASKED if server.config.auth.protect == "all" else []
     paths = document_table(server, everywhere)
@@ -266,7 +266,7 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
     return {
         "openapi": "3.1.0",
         "info": {"title": "serving", "version": __version__},
-        # the first holds behind any proxy, the second for who has only the file
+        # the first works behind any proxy, the second for a document saved as a file
         "servers": [{"url": prefix or "/"}, {"url": url}],
         "paths": name_operations(paths),
         "components": {
@@ -281,7 +281,7 @@ def describe_api(server: ModelServer, prefix: str, url: str, caller: Caller) -> 
 
 
 def tag(name: str, paths: dict[str, Any]) -> dict[str, Any]:
-    """Say what paths are shown among."""
+    """Set the tag, under which a viewer groups the operations of these paths."""
     for methods in paths.values():
         for described in methods.values():
             described["tags"] = [name]
@@ -289,13 +289,13 @@ def tag(name: str, paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_operations(paths: dict[str, Any]) -> dict[str, Any]:
-    """Make the operations' ids names that any language takes, each once."""
+    """Turn the operations' ids into unique names that are valid in any language."""
     counts: Counter[str] = Counter()
     for methods in paths.values():
         for described in methods.values():
             name = re.sub(r"[^a-z0-9]+", "_", described["operationId"].lower()).strip("_")
             counts[name] += 1
-            while counts[name] > 1:  # a number makes it another, which may be taken as well
+            while counts[name] > 1:  # the name with a number added may be taken as well
                 name = f"{name}_{counts[name]}"
                 counts[name] += 1
             described["operationId"] = name
@@ -306,12 +306,13 @@ HUB_ANSWER = {
     "type": "object",
     "properties": {"statusCode": {"type": "integer"}, "body": {"type": "object"}},
 }
-# What handlers answer, and their errors, by envelope; an extension's own may look anyhow.
+# The schema of a handler's answer and the kind of its errors, by envelope; an extension's own
+# envelope may have any form.
 ENVELOPED: dict[Envelope, tuple[dict, str]] = {FULL: ({}, "Error"), HUB: (HUB_ANSWER, "HubError")}
 
 
 def document_handler(endpoint: Any) -> dict[str, Any]:
-    """The methods of a handler: those that run it, and a GET that pings."""
+    """The methods of a handler: those that run it, and otherwise a GET that pings it."""
     path = endpoint.path
     schema, error = ENVELOPED.get(endpoint.envelope, ({}, "OwnError"))
     found = {}
@@ -329,8 +330,8 @@ def document_handler(endpoint: Any) -> dict[str, Any]:
 
 
 def tell_own_answers(responses: dict[str, Any]) -> None:
-    """What a handler's function answers may look anyhow, errors among it; those that come before it
-    is asked, or instead, are the server's.
+    """Let a handler's own answers and errors have any form; errors that the server answers before
+    the function is called, or in its place, keep the server's form.
     """
     responses["200"]["content"] |= ANYTHING | responses["200"]["content"]
     for status in responses.keys() - {"200", "500", *DENIALS}:
@@ -339,7 +340,7 @@ def tell_own_answers(responses: dict[str, Any]) -> None:
 
 
 def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
-    """The rows of the URL table, names in braces; rows of deployments where there are some."""
+    """The rows of the URL table, names in braces; those of deployments only if there are any."""
     paths: dict[str, Any] = {}
     security = {"open": None, "shared": everywhere}
     for row in routes_of(server.extensions):
@@ -351,7 +352,7 @@ def document_table(server: ModelServer, everywhere: list) -> dict[str, Any]:
         ):
             continue
         for url in spellings(row.url):
-            if "{alias}" in url:  # another name of the same
+            if "{alias}" in url:  # another name of a URL that is listed already
                 continue
             for path in spell_verbs(url):
                 found = document_row(row, path, security.get(row.guard, KEY_ASKED))
@@ -364,7 +365,7 @@ def spell_verbs(url: str) -> list[str]:
 
 
 def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]:
-    """The methods of a row, for one way to write its URL."""
+    """The methods of a row, for one spelling of its URL."""
     also = ALSO.get(row.name, CHANGES if row.guard == "admin" else ())
     found = {}
     for method in row.methods:
@@ -388,14 +389,14 @@ def document_row(row: Route, path: str, security: list | None) -> dict[str, Any]
 
 
 def tag_of(row: Route) -> str:
-    """What a row is shown among."""
+    """The tag under which a row's operations are shown."""
     if "{model}" in row.url or row.view is view_models:
         return "models"
     return "pictures" if "{deployment}" in row.url else "server"
 
 
 def infer_bodies(path: str) -> dict[str, Any]:
-    """What `:predict`, or `:classify` and `:regress`, of some model takes."""
+    """The bodies of `:predict`, or of `:classify` and `:regress`, for a model not known yet."""
     named = {"signature_name": {"type": "string"}}
     if path.endswith(":predict"):
         schema = one_of(named, {}, {"type": "array", "items": {}, "minItems": 1})
@@ -440,14 +441,14 @@ OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
 def of_members(*required: str, **properties: dict) -> dict[str, Any]:
-    """A body: a JSON object of these members."""
+    """A body that is a JSON object with these members."""
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     return {
         "application/json": {"schema": schema | ({"required": [*required]} if required else {})}
     }
 
 
-# What takes a JSON object as its body and changes the config.
+# Routes that take a JSON object as their body and change the config.
 CHANGING = (
     ("put_config_file", "PUT"),
     ("put_deployment", "PUT"),
@@ -529,12 +530,12 @@ PARAMETERS = {
         in_query("request", "the id of a request: the place of one that waits", {"type": "string"}),
     ],
 }
-# Statuses beside the common ones, by a route's name; those of what changes the config.
+# Further statuses by a route's name, and those of the routes that change the config.
 CHANGES = ("201", "409", "412", "428", "507")
 ALSO = {"reload": ("201", "409", "412"), "infer": ("204", "422")}
 
 
-# What each status means, those first that most operations have.
+# The meaning of each status; the common ones come first.
 ERRORS = {
     "400": "wrong request",
     "404": "unknown",
@@ -567,7 +568,7 @@ RESPONSES = {
     for schema in ("Error", "HubError", "OwnError")
     for status, text in (ERRORS | DENIALS | OTHERS).items()
 }
-# Answers that are no errors, beside 200.
+# Answers besides 200 that are not errors.
 MORE = {
     "201": {"description": "something has changed", "content": ANY},
     "204": {"description": "a pipeline has found nothing to split"},
@@ -599,9 +600,8 @@ def operation(
 
 
 def document_model(server: ModelServer, name: str, security: list) -> dict[str, Any]:
-    """Status, metadata and predict of a model or pipeline that is there.
-
-    Status alone of one that is not.
+    """Status, metadata and predict of an available model or pipeline; only the status of one that
+    is not available.
     """
     status = operation(
         f"status of {name}", f"The states of {name}", security, answer=refer("Status")
@@ -632,8 +632,8 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
 
 
 def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """TensorFlow Serving's body by any signature: `inputs` as columns, or `instances` as rows."""
-    # protobuf keeps no order, and generators number what they make
+    """TensorFlow Serving's body for any signature: `inputs` as columns, or `instances` as rows."""
+    # sorted: protobuf keeps no order, and code generators number the alternatives
     names = sorted(signatures, key=lambda name: (name != "serving_default", name))
     ways = [way for name in names for way in ways_to_ask(name, signatures[name])]
     return {"oneOf": ways}
@@ -663,7 +663,7 @@ def any_of(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_or_lone(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Tensors by name, or the only one by itself."""
+    """Tensors by name; a single tensor may also stand without its name."""
     named: dict[str, Any] = {"type": "object", "properties": tensors}
     if len(tensors) != 1:
         return named
@@ -677,7 +677,7 @@ B64_LIST = {"type": "array", "items": B64}
 
 
 def tensor_schema(spec: TensorSpec, shape: tuple | None) -> dict[str, Any]:
-    """Nested lists of a tensor's shape; sizes that are open are any."""
+    """The schema of nested lists of a tensor's shape; an unknown size allows any length."""
     kind = NUMPY_DTYPES[spec.dtype].kind if spec.dtype in NUMPY_DTYPES else "f"
     schema: dict[str, Any] = {
         "type": {"b": "boolean", "i": "integer", "u": "integer"}.get(kind, "number")
@@ -725,7 +725,7 @@ def sizes_of(spec: TensorSpec) -> tuple:
 
 
 def find_default(servable: Servable) -> tuple[str, Signature] | None:
-    """The signature that is asked without a name, else the first by name that can be called."""
+    """`serving_default`, else the first signature by name that can be called; None without one."""
     known, calls = servable.signatures, servable.callables
     names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
     name = "serving_default" if "serving_default" in names else next(iter(names), None)
@@ -733,24 +733,24 @@ def find_default(servable: Servable) -> tuple[str, Signature] | None:
 
 
 def named_body(name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A predict body, with the name of its signature where that is not the default one."""
+    """A predict body; the signature is named if it is not the default one."""
     return body if name == "serving_default" else {"signature_name": name, **body}
 
 
 def example_of(servable: Servable) -> dict[str, Any] | None:
-    """A predict body that a model answers, as JSON has it; None if none can be made up."""
+    """An example predict body for a model, as a JSON value; None if none can be made up."""
     found = find_default(servable)
     body = found and example_request(found[1])
     return json.loads(encode_json(named_body(found[0], body))) if found and body else None
 
 
-# inputs that take pictures, where the graph does not say so
+# names of inputs that take encoded pictures, if the graph does not show it
 PICTURE_NAME = re.compile("image.*bytes|encoded|jpeg|png", re.IGNORECASE)
 
 
 def texts_of(signature: Signature) -> dict[str, str]:
-    """By input of strings, where it takes one a row: a made-up tf.train.Example or picture that it
-    answers, as base64; what takes other texts is left out.
+    """Example values by name for string inputs that take one text per row, as base64: a made-up
+    tf.train.Example or a picture. Inputs that take other texts are left out.
     """
     texts = [
         name
@@ -764,9 +764,9 @@ def texts_of(signature: Signature) -> dict[str, str]:
 
 
 def example_request(signature: Signature) -> dict[str, Any] | None:
-    """A predict request that a signature answers, for people to read.
+    """An example predict request for a signature, short enough for people to read.
 
-    None if none can be made up, or none so short.
+    None if none can be made up, or if it would be too long.
     """
     inputs, texts = signature.inputs.values(), texts_of(signature)
     if len(texts) == len(inputs) == 1:

@@ -3,9 +3,9 @@ configs write them.
 
     plan(definition, find, functions).run(inputs, call, pool)
 
-A demultiplexer splits its outputs into shards, and what follows it runs once for each. The
-demultiplexers open around a node are its stack; an index into them, one number for each, names a
-shard.
+A demultiplexer splits its outputs into shards; the nodes after it run once per shard, until a node
+gathers the shards. A node's stack is the demultiplexers whose shards it runs for, outermost first.
+An index, one number per demultiplexer of the stack, identifies a shard.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ import numpy as np
 
 from .core import CARRIED, BadRequest, ServingError, Workers, errors_only
 
-# where every graph starts and ends; never nodes of a config
+# Where every graph starts and ends; a config cannot use these as node names.
 REQUEST, RESPONSE = ("request", "response")
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Shape: TypeAlias = tuple[int | None, ...] | None  # None: an unknown size, or an unknown rank
-# dtype (DT_FLOAT) and shape; both None where no model says
+# dtype (DT_FLOAT) and shape; both None if no model specifies them
 Tensor: TypeAlias = tuple[str | None, Shape]
 Stack: TypeAlias = tuple[str, ...]
 Index: TypeAlias = tuple[int, ...]
 
 
 class PipelineError(ValueError):
-    """A wrong graph, or arrays that do not fit at a request.
+    """An invalid graph, or arrays of a request that do not fit it.
 
     `path` is a JSON path below the pipeline, or empty.
     """
@@ -45,16 +45,16 @@ class PipelineError(ValueError):
 
 
 class MismatchError(PipelineError):
-    """A node gives what the next one does not take; OpenVINO Model Server answers it with 400."""
+    """The output of a node does not fit the input it feeds; OpenVINO Model Server answers 400."""
 
 
 class NodeError(PipelineError):
-    """A custom node's function answered what it may not: its fault, and not the request's."""
+    """A custom node's function returned something invalid: its own error, not the request's."""
 
 
 class NoShards(PipelineError):
-    """A dynamic demultiplexer found nothing to split: there is no answer,
-    and that is no mistake.
+    """A dynamic demultiplexer got 0 shards, so the pipeline has no answer: not an error of the
+    config or the request.
     """
 
 
@@ -69,7 +69,7 @@ class NoShards(PipelineError):
 class Link:
     """Output `item` of `node` feeds input `name` of `target`.
 
-    Specs of both ends, None where no model says.
+    `given` is the spec of the output, `wanted` that of the input; None if no model specifies it.
     """
 
     path: str
@@ -98,7 +98,7 @@ class Graph:
         return [link for link in self.links if link.target == target]
 
     def upstream(self, name: str) -> set[str]:
-        """All that a node waits for; itself too if it is in a cycle."""
+        """All nodes that a node depends on; includes the node itself if it is in a cycle."""
         found: set[str] = set()
         todo = {name}
         while todo:
@@ -117,7 +117,7 @@ class Graph:
 def build_graph(
     definition: Any, find: Callable[[str, int | None], Any], functions: Mapping[str, Callable]
 ) -> Graph:
-    """A pipeline's nodes and links, with the tensors of the models that are there."""
+    """Build a pipeline's nodes and links, with the specs of the models that are available."""
     nodes = {node.name: node for node in definition.nodes}
     models = {
         name: None if node.type == "custom" else find(node.model_name, node.version)
@@ -148,7 +148,7 @@ def build_links(
     inputs: Mapping[str, Mapping[str, Any] | None],
     outputs: Mapping[tuple[str, str], Any],
 ) -> list[Link]:
-    """What flows where: into the nodes in their order, then into the response."""
+    """All links: those into the nodes, in the config's order, then those into the response."""
     ends = [
         (f".nodes[{at}].inputs", node.name, node.inputs) for at, node in enumerate(definition.nodes)
     ]
@@ -168,9 +168,10 @@ def build_links(
     ]
 
 
-# OpenVINO Model Server's checks in its order, with its texts: a field of each node, or None for
-# each link, and what is wrong there. Two more follow in the planning. Unlike there, strings
-# (DT_STRING) may flow between nodes, and an alias names one output.
+# OpenVINO Model Server's checks in its order, with its texts. Each has the node's field to blame
+# (None for a check of links), and a function that returns what is wrong, or a false value. Two more
+# checks are made in the planning. Unlike there, strings (DT_STRING) may be passed between nodes,
+# and an alias names only one output.
 CHECKS: tuple[tuple[str, str | None, Callable[[Graph, int, Any], Any]], ...] = (
     (
         "Functionality not implemented",
@@ -368,7 +369,7 @@ def validate(graph: Graph) -> None:
                     f"{text}: {where}: {detail}",
                     place.path if field is None else f".nodes[{at}]{field}",
                 )
-    if not graph.into(RESPONSE):  # and so no nodes: they would not reach it
+    if not graph.into(RESPONSE):  # then there are no nodes either: "unconnected" caught them
         raise PipelineError("Pipeline definition has no outputs: expected at least one", ".outputs")
 
 
@@ -386,12 +387,12 @@ def show_sizes(shape: Shape) -> str:
 
 # ==================================================================================================
 # Planning
-# In: a definition. Out: a Plan: what a request brings, what it gets, and how often each node runs.
+# In: a definition. Out: a Plan: a request's inputs and outputs, and how often each node runs.
 # ==================================================================================================
 
 
 def overlap(one: Shape, other: Shape) -> bool:
-    """Whether an array can have both shapes."""
+    """Whether some array fits both shapes."""
     return (
         one is None
         or other is None
@@ -403,17 +404,17 @@ def overlap(one: Shape, other: Shape) -> bool:
 
 
 def gathered_shape(graph: Graph, link: Link, over: Stack) -> Shape:
-    """The shape of a model's output for a reader that gathers it over some demultiplexers."""
+    """The shape of a link's output as its target gets it, gathered over the stack `over`."""
     shape = link.given.shape
     return None if shape is None else graph.sizes(over) + shape[link.node in graph.counts :]
 
 
 def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
-    """The demultiplexers open around a node: the innermost of its sources, less the one it gathers
-    from.
+    """The stack of a node: the longest stack among its sources, without the demultiplexer that it
+    gathers.
 
-    A source with fewer of them open is handed to each shard as it is; a gathering node takes shards
-    only.
+    The output of a source with a shorter stack goes to each shard unchanged; for a gathering node,
+    all sources must have the same stack. `after` has the stacks of the sources' outputs.
     """
     links, gathers = graph.into(name), graph.gathers(name)
     innermost = max((after[link.node] for link in links), key=len, default=gathers)
@@ -433,7 +434,7 @@ def stack_around(graph: Graph, name: str, after: Mapping[str, Stack]) -> Stack:
 
 
 def plan_inputs(graph: Graph) -> dict[str, Tensor]:
-    """What a request brings: for each input what all the models that it feeds can take."""
+    """A request's inputs: for each, the dtype and shape that fit all models that it feeds."""
     found: dict[str, Tensor] = {name: (None, None) for name in graph.items[REQUEST]}
     for link in graph.links:
         if link.node == REQUEST and link.wanted:
@@ -461,15 +462,15 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph that is right; immutable, so any number of requests run it at once."""
+    """A valid graph, ready to run; immutable, so requests share it without a lock."""
 
     graph: Graph
-    inputs: dict[str, Tensor]  # what a request brings
-    # what the response holds; gathered shards have a leading dimension for each demultiplexer
+    inputs: dict[str, Tensor]  # of a request
+    # of the response; gathered shards add a leading dimension for each demultiplexer
     outputs: dict[str, Tensor]
-    around: dict[str, Stack]  # node -> the demultiplexers open around it
-    after: dict[str, Stack]  # node -> those open for who reads it
-    before: dict[str, set[str]]  # node -> whom it waits for
+    around: dict[str, Stack]  # node -> its stack
+    after: dict[str, Stack]  # node -> the stack of its outputs: with itself if it demultiplexes
+    before: dict[str, set[str]]  # node -> its sources, which must be done first
 
     def run(
         self,
@@ -480,12 +481,12 @@ class Plan:
         check: Callable[[], None] = lambda: None,
     ) -> dict[str, np.ndarray]:
         """Answer one request: `call(model_name, version, inputs)` runs a model; idle threads of
-        `pool` help. `seconds` is filled with the time in each node, its shards together. `check()`
-        is called before each node and shard, and raises where none may start any more.
+        `pool` help. `seconds` gets the seconds spent in each node, summed over its shards.
+        `check()` is called before each node and shard; it raises if no more may start.
 
-        Nodes share arrays and views of them, so none may write into its inputs. Raises NoShards,
-        PipelineError for arrays that do not fit, and what a node or `check` raised, BadRequest with
-        the node's name before it.
+        Nodes share arrays and views of them, so a node must not write into its inputs. Raises
+        NoShards, PipelineError for arrays that do not fit, and the exceptions of nodes and `check`;
+        a model's BadRequest gets the node's name in front.
         """
         run = PlanRun(self, call, pool, check)
         try:
@@ -530,19 +531,19 @@ def plan(
 
 # ==================================================================================================
 # Running
-# In: a Plan and a request's arrays. Out: the response's arrays, or what the first failing node
-# raised.
+# In: a Plan and a request's arrays. Out: the response's arrays, or the exception of the first
+# failing node.
 # ==================================================================================================
 
-MAX_QUEUED = 16  # helpers of one request that wait for the pool; each that starts asks for another
+MAX_QUEUED = 16  # helper tasks of one request that wait in the pool; a started one submits more
 
 
 class PlanRun:
-    """One request. The caller's thread runs ready nodes until none is left; idle threads of the
-    pool help.
+    """The run of one request. The caller's thread runs ready nodes until none is left; idle threads
+    of the pool help.
 
-    Helpers leave when nothing is ready. Only the caller waits, and only for nodes that run: a busy
-    pool slows it down, but cannot stop it. `changed` guards what is counted here.
+    Helpers stop when nothing is ready. Only the caller waits, and only for running nodes, so a busy
+    pool slows it down but cannot block it. `changed` guards the counters and queues below.
     """
 
     def __init__(
@@ -573,7 +574,7 @@ class PlanRun:
             self.work()
             with self.changed:
                 self.changed.wait_for(lambda: self.ready or not self.running)
-                done = not self.ready  # a helper may take it as soon as this lets go
+                done = not self.ready  # read under the lock: a helper may take a task after it
         try:
             if self.error is not None:
                 raise self.error
@@ -582,7 +583,7 @@ class PlanRun:
             self.error = None  # its traceback holds this run, and so all arrays
 
     def work(self, queued: int = 0) -> None:
-        """Run what is ready until nothing is; never waits."""
+        """Run ready tasks until there are none; never waits for running ones."""
         with self.changed:
             self.queued -= queued
         while task := self.take():
@@ -597,7 +598,7 @@ class PlanRun:
                 self.finish(task[0], start)
 
     def take(self) -> tuple[str, Index] | None:
-        """Take a ready task, and call helpers for the others."""
+        """Take a ready task, and submit helpers to the pool for the others."""
         with self.changed:
             if not self.ready:
                 return None
@@ -613,7 +614,7 @@ class PlanRun:
     def finish(self, name: str, start: float | None, error: BaseException | None = None) -> None:
         now = time.perf_counter()
         with self.changed:
-            if start is not None:  # it was run
+            if start is not None:  # None: `check` raised before the node started
                 self.seconds[name] = self.seconds.get(name, 0.0) + now - start
             self.running -= 1
             self.left[name] -= 1
@@ -644,13 +645,13 @@ class PlanRun:
         else:
             try:
                 outputs = self.call(node.model_name, node.version, inputs)
-            except BadRequest as error:  # it names an input of the model, which clients do not know
+            except BadRequest as error:  # it names a model's input; clients know only the pipeline
                 raise BadRequest(f"node '{name}': {error.message}") from error
         self.publish(name, index, outputs)
 
     def read(self, link: Link, index: Index) -> np.ndarray:
-        """What a reader at `index` gets: demultiplexers not open around it are gathered,
-        a leading dimension for each.
+        """The value of a link for its target's shard `index`; demultiplexers that are not in the
+        target's stack are gathered, with a leading dimension for each.
         """
         stack, shards = self.plan.after[link.node], self.values[link.node, link.item]
         inner = stack[len(index) :]
@@ -666,10 +667,7 @@ class PlanRun:
         return np.stack(parts).reshape(*(self.counts[name] for name in inner), *parts[0].shape)
 
     def publish(self, name: str, index: Index, outputs: Arrays) -> None:
-        """Keep those outputs of a node that someone reads.
-
-        A demultiplexer's are split into views.
-        """
+        """Keep the outputs of a node that links read; a demultiplexer's are split into views."""
         for alias, output in self.graph.items[name].items():
             if (shards := self.values.get((name, alias))) is not None:
                 array = pick_output(name, output, outputs)
@@ -687,7 +685,7 @@ class PlanRun:
     def count_shards(self, name: str, output: str, array: np.ndarray) -> int:
         """How many shards a demultiplexer's output has, at least 1.
 
-        A dynamic one takes the count of its first output.
+        The first output of a dynamic demultiplexer sets the count for all its outputs.
         """
         expected = self.counts.setdefault(name, len(array) if array.ndim > 1 else 1)
         place, shape = f"'{output}' of node '{name}'", show_sizes(array.shape)
@@ -710,19 +708,18 @@ class PlanRun:
         return expected
 
 
-PYTHON_NUMBERS = (bool, int, float)  # Python's own, which have no dtype yet
+PYTHON_NUMBERS = (bool, int, float)  # bare Python numbers, which have no dtype yet
 PYTHON_KINDS = {
     bool: "b",
     int: "iufV",
     float: "fV",
-}  # of the dtypes that each can have; V: bfloat16
+}  # the kinds of dtype that each can be converted to; V: bfloat16
 TEXTS = (bytes, str)
 
 
 def pick_output(name: str, output: str, outputs: Any) -> Any:
-    """One output of those that a node returned, an array or a bare number; NodeError for others.
-
-    A scalar of NumPy's or a text is an array of shape [].
+    """One of the outputs that a node returned, an array or a bare number; NodeError for anything
+    else. A NumPy scalar or a text becomes an array of shape [].
     """
     value = outputs.get(output) if isinstance(outputs, Mapping) else None
     if type(value) in PYTHON_NUMBERS:
@@ -745,7 +742,7 @@ def scalar_array(value: Any) -> np.ndarray:
 
 
 def can_be_tensor(value: Any) -> bool:
-    """Whether a tensor can hold it: a bare number, numbers of a known dtype, texts."""
+    """Whether a value can be a tensor: a bare number, or an array of a known dtype or of texts."""
     if not isinstance(value, np.ndarray):
         return True
     if value.dtype.kind == "O":
@@ -754,8 +751,8 @@ def can_be_tensor(value: Any) -> bool:
 
 
 def as_tensor(value: Any, node: str, output: str) -> Any:
-    """What a function answered, as models answer it: texts as bytes in an object array, numbers in
-    this machine's byte order. NodeError for what no tensor holds.
+    """A function's output in the form of a model's: texts as bytes in an object array, numbers in
+    native byte order. Raises NodeError for a value that cannot be a tensor.
     """
     if not can_be_tensor(value):
         name = value.dtype.name
@@ -771,15 +768,16 @@ def as_tensor(value: Any, node: str, output: str) -> Any:
 
 
 def as_wanted(value: Any, link: Link) -> np.ndarray:
-    """What a node answered, as its reader takes it: a bare number gets the dtype of the input it
-    feeds.
+    """A node's output as the link's target takes it: a bare number gets the dtype of the input.
 
-    NodeError for a number that does not fit there, or an array of another dtype out of a function.
+    Raises NodeError for a number that does not fit the dtype, and for a function's array of another
+    dtype.
     """
     dtype = CARRIED.get(link.wanted.dtype) if link.wanted else None
     if isinstance(value, np.ndarray):
-        told = dtype is None or link.given or link.node == REQUEST  # a model checks what it takes
-        if not told and value.dtype != dtype:
+        # `validate` has compared a model's output; a model checks the request's inputs itself.
+        is_checked = dtype is None or link.given or link.node == REQUEST
+        if not is_checked and value.dtype != dtype:
             raise tell_misfit(link, f"an array of {value.dtype.name}")
         return value
     if dtype is None:
@@ -790,16 +788,16 @@ def as_wanted(value: Any, link: Link) -> np.ndarray:
 
 
 def show_number(value: Any) -> str:
-    """A bare number for an error; Python does not spell integers of thousands of digits."""
+    """A bare number for an error text; Python refuses to print integers of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return f"{type(value).__name__} {value}"
 
 
 def bare_array(value: Any, link: Link) -> np.ndarray:
-    """A bare number in the dtype that NumPy gives it, for a reader that takes any."""
+    """A bare number with NumPy's default dtype, for a target that takes any dtype."""
     array = np.asarray(value)
-    if array.dtype.kind == "O":  # which none has
+    if array.dtype.kind == "O":  # the integer is too large for any dtype
         raise NodeError(
             f"node '{link.node}': expected at most 64 bits in '{link.item}', "
             f"got an integer of {value.bit_length()} bits"
@@ -808,7 +806,7 @@ def bare_array(value: Any, link: Link) -> np.ndarray:
 
 
 def holds_number(value: Any, dtype: np.dtype) -> bool:
-    """Whether a dtype of its kind holds a bare number: integers by range, floats as large as it."""
+    """Whether a bare number fits a dtype: in range for an integer, not overflowing for a float."""
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return limits.min <= value <= limits.max

@@ -1,12 +1,12 @@
-"""Whose turn it is, and who is turned away: the requests that wait for a thread.
+"""The queue of requests that wait for a worker thread, and the refusal of requests beyond limits.
 
-    Dispatcher   the worker threads and the queue before them, fair: models take turns, none can
-                 hold all threads
-    Gate         503 at once for what would wait too long, or would not fit
-    RefusalTask  the answer to what is turned away
+    Dispatcher   the worker threads and their fair queue: models take turns, and no model can hold
+                 all threads
+    Gate         answers 503 at once if a request would wait too long, or its body would not fit
+    RefusalTask  writes that 503
 
-A request belongs to a `line`: the model or handler that it reaches, under whichever name. Those of
-`KEPT` never wait for anything else: health, metrics and the page; states.
+A request belongs to a `line`: the model or handler that it reaches, whatever name the URL uses.
+Lines of `KEPT` (health, metrics and the page; states) never wait behind other lines.
 """
 
 import collections
@@ -30,33 +30,33 @@ logger = logging.getLogger("serving")
 
 # ==================================================================================================
 # Dispatcher
-# In: channels whose first request is whole. Out: `channel.service()`, in a thread, in turn.
+# In: channels whose first request is complete. Out: `channel.service()` in a thread, in turn.
 # ==================================================================================================
 
-KEPT = ("health", "state")  # lines for which a thread is kept
-MOST_QUEUES = 1000  # whose pace is remembered: anybody can ask for anything
+KEPT = ("health", "state")  # one thread is reserved for these lines
+MOST_QUEUES = 1000  # lines whose pace is remembered; a limit, since clients can invent names
 
 
 class Dispatcher:
-    """waitress's worker threads, which `Listener` gives its channels to.
+    """waitress's worker threads, which get the channels of `Listener`.
 
     Each line is first come, first served, and the lines take turns. A line may hold three quarters
     of the threads, and all lines together all but one: a model that hangs or is slow leaves threads
-    for others, and for those who ask how things are. The thread that has waited least is woken, so
-    that as many work as are needed: each keeps some MB of what it has read.
+    for other models, and for health checks. The thread that became idle last is woken first, so
+    that only as many threads are used as are needed: each holds some MB of buffers.
     """
 
     def __init__(self, threads: int):
         self.threads = threads
         self.most_of_all = max(1, threads - 1)
         self.most = max(1, min(self.most_of_all - 1, 3 * threads // 4))
-        self.lock = threading.Lock()  # held for each of what follows
+        self.lock = threading.Lock()  # guards all fields below
         self.waiting: collections.OrderedDict[str, collections.deque[Any]] = (
             collections.OrderedDict()
         )
         self.running: collections.Counter[str] = collections.Counter()
         self.pace: dict[str, Pace] = {}
-        self.idle: list[threading.Lock] = []  # of each thread that waits, what it waits for
+        self.idle: list[threading.Lock] = []  # one lock per idle thread; its release wakes it
         self.workers: list[threading.Thread] = []
         self.ending = False
 
@@ -64,9 +64,9 @@ class Dispatcher:
         return sum(map(len, list(self.waiting.values())))
 
     def add(self, channel: Any, line: str) -> None:
-        """Let a channel wait for its turn in a line.
+        """Queue a channel in a line, and wake or start a thread for it.
 
-        ServingError where nobody would ever take it: no thread works, and none can be had.
+        Raises ServingError if there is no worker thread and none can be started.
         """
         with self.lock:
             self.waiting.setdefault(line, collections.deque()).append(channel)
@@ -84,7 +84,7 @@ class Dispatcher:
                         raise
 
     def next_line(self) -> str | None:
-        """The line whose turn it is, of those that wait and may have one more thread."""
+        """The next line in turn that has a waiting channel and may use one more thread, or None."""
         full = self.running.total() - sum(self.running[line] for line in KEPT) >= self.most_of_all
         free = (
             line
@@ -94,7 +94,7 @@ class Dispatcher:
         return next(free, None)
 
     def take(self) -> tuple[str, Any] | None:
-        """The channel whose turn it is, and its line; None when none may run now."""
+        """Take the next channel in turn, and its line; None if none may run now."""
         line = self.next_line()
         if line is None:
             return None
@@ -108,7 +108,7 @@ class Dispatcher:
         return line, channel
 
     def work(self) -> None:
-        """Answer, as long as there is work; then wait to be woken."""
+        """A worker thread: serve channels while there are any, then wait to be woken."""
         bell = threading.Lock()
         bell.acquire()
         while not self.ending:
@@ -120,13 +120,13 @@ class Dispatcher:
                 bell.acquire()
             else:
                 self.serve(*taken)
-                del taken  # an answer is not held until the next one
+                del taken  # else the channel's memory is held until the next one comes
 
     def serve(self, line: str, channel: Any) -> None:
-        turn = channel.turn  # the next request of its connection has another
+        turn = channel.turn  # kept here: the connection's next request replaces it
         try:
             channel.service()
-        # not of a view of ours: a site's may end in any way, and its client must not wait for ever
+        # Our own views raise nothing, but a host site's may, and its client must not wait for ever.
         except BaseException as error:
             channel.will_close = True
             channel.server.pull_trigger()
@@ -135,7 +135,7 @@ class Dispatcher:
             self.end(line, turn.waited)
 
     def end(self, line: str, waited: bool) -> None:
-        """A request of a line, which may have waited for its model to load, is answered."""
+        """Note that a request of a line is answered; `waited`: its model had to be loaded first."""
         with self.lock:
             self.running[line] -= 1
             self.pace[line].end(waited)
@@ -149,7 +149,7 @@ class Dispatcher:
         return len(self.waiting.get(line, ())) + self.running[line]
 
     def place_of(self, request_id: str) -> int:
-        """The place in its line, from 1, of the request that came with an id; 0 for none such."""
+        """The place in its line, from 1, of the request with this X-Request-Id; 0 if not queued."""
         with self.lock:
             lines = [list(line) for line in self.waiting.values()]
         for line in lines:
@@ -160,8 +160,8 @@ class Dispatcher:
         return 0
 
     def shutdown(self, timeout: float = 5) -> bool:
-        """Let the threads end, each after what it runs, and cancel what waits; False if some still
-        run after so many seconds.
+        """End the threads after their current request, and cancel waiting channels; False if some
+        threads still run after `timeout` seconds.
         """
         with self.lock:
             self.ending = True
@@ -179,10 +179,9 @@ class Dispatcher:
 
 
 class Pace:
-    """How fast a line moves: the seconds from one answer to the next while there is work, a moving
-    average.
+    """How fast a line moves: a moving average of the seconds between answers while it is busy.
 
-    What has waited for a model to load tells nothing of the next ones, and is left out.
+    Requests that waited for their model to load are left out: the next ones will not have to.
     """
 
     def __init__(self) -> None:
@@ -207,9 +206,9 @@ class Pace:
 
 
 class Gate:
-    """Turns requests away that would wait too long.
+    """Refuses requests that would wait too long.
 
-    `options` is the config's `server`; `refused` counts by reason.
+    `options` returns the config's `server`; `refused` counts refusals by reason.
     """
 
     def __init__(
@@ -219,10 +218,7 @@ class Gate:
         self.said = 0.0
 
     def refusal(self, line: str) -> str | None:
-        """Why a request of a line that has come whole is turned away.
-
-        None lets it wait its turn.
-        """
+        """Why a complete request of a line is refused; None if it may be queued."""
         if line in KEPT or not self.turns.waiting and not self.turns.running:
             return None
         options = self.options()
@@ -245,7 +241,7 @@ class Gate:
 
 
 class TooMuch(Error):
-    """waitress's error for a body that does not fit beside those that are there."""
+    """waitress's error for a body for which the other requests' bodies leave no room."""
 
     code, reason = 503, "Service Unavailable"
 
@@ -256,8 +252,8 @@ class TooMuch(Error):
 def refuse(
     reason: str, request_id: str | None, seconds: float = 0.0
 ) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a refusal; `request_id` is the one that the client has sent,
-    `seconds` are those since the request was there.
+    """Status, headers and body of a refusal; `request_id` is the client's, `seconds` the time since
+    the request was complete.
     """
     body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
     headers = [
@@ -278,7 +274,7 @@ def task_of(channel: Any, request: Any) -> Task:
 
 
 class AnswerTask(WSGITask):
-    """waitress's task for a request that the application answers, which is told its turn."""
+    """waitress's task for a request that the application answers; the environ gets its turn."""
 
     def get_environment(self) -> dict[str, Any]:
         environ = super().get_environment()
@@ -287,9 +283,9 @@ class AnswerTask(WSGITask):
 
 
 class ShortTask(AnswerTask):
-    """waitress's task for a request of the lane: past WSGI's calls, where the app is ours alone."""
+    """waitress's task for a request of the lane: bypasses WSGI if the app is not wrapped."""
 
-    own = False  # whether the answer is the server's own, whole and of a known length
+    own = False  # whether `short` made the answer: complete and of known length
 
     def execute(self) -> None:
         replied = self.request.short(self.get_environment())
@@ -304,7 +300,7 @@ class ShortTask(AnswerTask):
         self.write(replied.body)
 
     def build_response_header(self) -> bytes:
-        """waitress's, at once for what leaves the connection open."""
+        """waitress's, but written directly, which is faster, if the connection stays open."""
         connection = self.request.headers.get("CONNECTION", "").lower()
         if not self.own or self.version != "1.1" or connection not in ("", "keep-alive"):
             return super().build_response_header()
@@ -324,10 +320,7 @@ def spell_date(second: int) -> str:
 
 
 class RefusalTask(Task):
-    """waitress's task for a request that is turned away.
-
-    The connection stays open for the next one.
-    """
+    """waitress's task for a refused request; the connection stays open for the next one."""
 
     complete = True
 

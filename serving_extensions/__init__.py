@@ -1,4 +1,4 @@
-"""Optional capabilities, a file each, and the one list of them.
+"""Optional capabilities, one file each, and the list of them all.
 
 Each plugs in through `serving.Extension`.
 """
@@ -33,21 +33,20 @@ from . import (
     wrong_keys,
 )
 
-VERSION = "0.2.0"  # of the serving.py that they are for
+VERSION = "0.2.0"  # of the serving.py that they fit
 
 EXTENSIONS = (
     metrics.EXTENSION,
-    # What the plain loader is wrapped in, the innermost first. A frozen graph is another one, so it
-    # comes before what is added to a graph; the requests that lie beside a model are run as all
-    # others will be, joined, and on each replica. On demand comes last: all replicas of a model are
-    # in memory, or none is.
+    # Wrappers of the plain loader, the innermost first. Freezing replaces the graph, so it comes
+    # before batching, which adds to the graph. Warm-up requests run as all later ones will: joined,
+    # and on each replica. On demand comes last: all replicas of a model are in memory, or none is.
     freezing.EXTENSION,
     batching.EXTENSION,
     warmup.EXTENSION,
     replicas.EXTENSION,
     manifest.EXTENSION,
     on_demand.EXTENSION,
-    # Another format of model: all others see the SavedModel that it makes of one.
+    # Another model format: the wrappers above see the SavedModel exported from it.
     keras_files.EXTENSION,
     quotas.EXTENSION,
     active_learning.EXTENSION,

@@ -1,5 +1,5 @@
-"""What :predict takes and answers beside small JSON: large JSON arrays, pictures, .npy, .npz,
-raw tensors; answers in gzip.
+"""What :predict reads besides JSON: pictures, .npy, .npz, raw tensors; and what it
+answers besides JSON: .npy, .npz, raw tensors.
 """
 
 import io
@@ -30,10 +30,10 @@ RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind
 
 
 def read(call: Call, body: bytes) -> dict[str, Any] | None:
-    """A predict body for bytes that are a raw tensor or a .npy array (the one input), an .npz
-    (inputs by name) or a picture (one instance, or the one input: `wrap_picture`).
+    """Read a raw tensor or .npy array (the only input), an .npz (inputs by name) or a picture
+    (one instance, or the only input: see `wrap_picture`) as a predict body.
 
-    None for all else. Raises BadRequest for an array that cannot be read.
+    None for any other bytes. Raises BadRequest for an array that cannot be read.
     """
     if "HTTP_X_TENSOR_SHAPE" in call.environ:
         dtype = call.environ.get("HTTP_X_TENSOR_DTYPE", "float32")
@@ -46,7 +46,7 @@ def read(call: Call, body: bytes) -> dict[str, Any] | None:
 
 
 def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
-    """Bytes as the array that headers describe: little-endian, rows first, not copied."""
+    """View bytes as the array that the headers describe: little-endian, C order, not copied."""
     if dtype not in RAW_DTYPES:
         raise BadRequest(
             f"X-Tensor-Dtype: expected one of {', '.join(sorted(RAW_DTYPES))}, got '{dtype[:40]}'"
@@ -55,7 +55,7 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
         raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
     sizes = [int(size) for size in shape.split(",") if size.strip()]
     count = 1
-    for size in sizes:  # in Python's integers, which do not overflow
+    for size in sizes:  # Python's integers do not overflow
         count *= size
     if count * RAW_DTYPES[dtype].itemsize != len(body):
         raise BadRequest(
@@ -69,8 +69,8 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
 
 
 def refuse_hollow(sizes: Sequence[int], where: str = "") -> None:
-    """Refuse a shape of very many rows without numbers: it comes in no bytes,
-    and its answer may be gigabytes of brackets.
+    """Refuse an empty array with very many rows: it needs no bytes in the request,
+    but its JSON answer may be gigabytes of brackets.
     """
     if 0 in sizes and math.prod(size or 1 for size in sizes) > MAX_LISTS:
         raise BadRequest(
@@ -80,10 +80,10 @@ def refuse_hollow(sizes: Sequence[int], where: str = "") -> None:
 
 
 def load_arrays(body: bytes, allowance: Allowance) -> Any:
-    """The array of a .npy, or the arrays by name of an .npz.
+    """The array of a .npy, or the arrays of an .npz by name.
 
-    Of bool, numbers and texts, never a pickle. What they take is counted before they are made.
-    Raises BadRequest, and what `allowance` does.
+    They hold bool, numbers or text, never pickles. `allowance` counts their bytes before they are
+    made. Raises BadRequest, and what `allowance` raises.
     """
     try:
         if body.startswith(ZIP_START):
@@ -95,13 +95,13 @@ def load_arrays(body: bytes, allowance: Allowance) -> Any:
     return array
 
 
-MOST_MEMBERS = 1000  # of an .npz, each of which takes some memory before anything is unpacked
+MOST_MEMBERS = 1000  # of an .npz: each takes memory before anything is unpacked
 MEMBER_START = b"PK\x01\x02"  # in the directory at the end of a zip file
 NUMPY_PACKS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def load_npz(body: bytes, allowance: Allowance) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name; ValueError for all that NumPy does not write into one."""
+    """The arrays of an .npz by name. Raises ValueError for what NumPy would not write."""
     if body.count(MEMBER_START) > MOST_MEMBERS:
         raise ValueError(f"an .npz may hold {MOST_MEMBERS} arrays")
     found: dict[str, np.ndarray] = {}
@@ -113,7 +113,7 @@ def load_npz(body: bytes, allowance: Allowance) -> dict[str, np.ndarray]:
                     found[name] = routines.read_npy(file, member.file_size, allowance.take)
     except (ServingError, ValueError, MemoryError):
         raise
-    except Exception as error:  # zipfile and zlib raise of every kind for damaged bytes
+    except Exception as error:  # zipfile and zlib raise all kinds for damaged bytes
         raise ValueError(routines.plain(error)) from None
     for array in found.values():
         refuse_hollow(array.shape)
@@ -136,14 +136,14 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
 
 
 def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
-    """The outputs as .npy or raw (one of them) or .npz (by name), where that is what the Accept
-    header names first; else None.
+    """The outputs as .npy or raw (one output) or .npz (by name), if the Accept header names that
+    type first; else None.
     """
     wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
-    if isinstance(value, list) and value and names_outputs(value[0]):  # rows of several
+    if isinstance(value, list) and value and names_outputs(value[0]):  # of several outputs
         value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
     outputs = {
         name: as_saved(name, array)
@@ -166,12 +166,12 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
 
 
 def names_outputs(value: Any) -> bool:
-    """Whether a value is of several outputs; an object may be bytes as JSON has them, too."""
+    """Whether a value maps names to outputs; a dict may also be JSON's form of bytes."""
     return isinstance(value, dict) and not is_base64(value)
 
 
 def pack(outputs: dict[str, np.ndarray]) -> bytes:
-    """A .npz; np.savez has arguments of its own, which an output may be called like."""
+    """An .npz; np.savez fails for an output that is named like one of its arguments."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in outputs.items():
@@ -193,7 +193,7 @@ def write_raw(array: np.ndarray) -> Reply:
 
 
 def as_saved(name: str, value: Any) -> np.ndarray:
-    """An output as NumPy can save it: bfloat16 as float32; strings it cannot."""
+    """An output as NumPy can save it: bfloat16 as float32. Raises BadRequest for strings."""
     array = np.asarray(value)
     if array.dtype.kind == "O":
         raise BadRequest(

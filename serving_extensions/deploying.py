@@ -1,4 +1,4 @@
-"""`--deploy DIR --to URL`: a model, or a project of a handler, sent to a running server."""
+"""`--deploy DIR --to URL`: send a model, or a handler project, to a running server."""
 
 import io
 import json
@@ -21,9 +21,9 @@ LEFT_OUT = {"__pycache__", "node_modules", "venv"}
 
 
 def pack_folder(folder: Path) -> bytes:
-    """A folder's files as a .tar.gz; not those whose names begin with a dot, nor what is made anew.
+    """Pack a folder's files as a .tar.gz, without dotfiles and what can be made anew.
 
-    Links are sent as what they lead to.
+    Links are sent as the files they point to.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
@@ -41,8 +41,8 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def choose(folder: Path) -> tuple[str, str, Path]:
-    """The method and the path of a folder's URL, and what of it is sent: a version of a model, the
-    highest of those in it; else a project. Raises ValueError.
+    """Return the HTTP method, the URL's path and the folder to send: a version of a model (the
+    highest of several), else a project. Raises ValueError.
     """
     name = folder.resolve().name
     if is_version(folder):
@@ -61,7 +61,7 @@ def choose(folder: Path) -> tuple[str, str, Path]:
 
 
 def send_to(method: str, url: str, body: bytes, key: str) -> tuple[int, Any]:
-    """The status and the body of an answer. Raises OSError where there is none."""
+    """Return the answer's status and body. Raises OSError if there is no answer."""
     headers = {"x-api-key": key, "Content-Type": "application/gzip"}
     request = urllib.request.Request(url, body, headers, method=method)
     try:
@@ -76,7 +76,7 @@ def read_answer(answer: Any) -> Any:
     text = answer.read()
     try:
         return json.loads(text)
-    except ValueError:  # of a proxy's
+    except ValueError:  # a proxy's page
         return {"error": text[:500].decode("utf-8", "replace")}
 
 
@@ -113,7 +113,7 @@ def deploy(source: Any, folder_and_address: tuple[str, str]) -> int:
 
 
 def tell(answer: dict[str, Any]) -> str:
-    """What a server has taken, in words."""
+    """Say what the server accepted."""
     if "model" in answer:
         signatures = ", ".join(answer.get("signatures", ()))
         told = "; ".join(filter(None, (signatures, answer.get("digest"), answer.get("note"))))

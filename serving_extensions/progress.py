@@ -1,6 +1,6 @@
-"""How far the first load is: one line on a terminal that moves, until it is over.
+"""Progress of the first load: one line on the terminal, redrawn until the load is over.
 
-Where stderr is no terminal, the lines of the log say it.
+If stderr is no terminal, only the log tells it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from .core import IMPORTED, Extension, ModelServer
 
 FRAMES = "|/-\\"
-ERASE = "\r\x1b[K"  # to the line's start, and all of it away: ECMA-48
+ERASE = "\r\x1b[K"  # go to the line's start and clear it: ECMA-48
 MOST_COLUMNS = 79  # a longer line would wrap, and could not be erased
 
 
@@ -36,7 +36,7 @@ def show_load(server: ModelServer) -> None:
 
 
 def tell_step(server: ModelServer) -> str:
-    """What the loader does now: such as `loading digits, shapes (2 of 4 are there)`."""
+    """What the loader does now, such as `loading digits, shapes (2 of 4 are there)`."""
     if "tensorflow" in sys.modules and not IMPORTED:
         return "importing TensorFlow"
     names = [model.name for model in server.config.models]
@@ -46,7 +46,7 @@ def tell_step(server: ModelServer) -> str:
 
 @contextlib.contextmanager
 def erased_before_lines() -> Iterator[None]:
-    """Each line of the log begins where the moving one did."""
+    """Erase the progress line before each line of the log."""
 
     def erase(record: logging.LogRecord) -> bool:
         sys.stderr.write(ERASE)

@@ -1,10 +1,10 @@
-"""Spans of requests for OpenTelemetry, where the process has it configured.
+"""Spans of requests for OpenTelemetry, if the process has it configured.
 
 `opentelemetry-instrument python serving.py` does that (https://opentelemetry.io/docs/zero-code/
-python/), or the program around an embedded server. A request is a span, a child of the site's own
-where there is one, else of that in its `traceparent` (https://www.w3.org/TR/trace-context/), with
-a child for each part of its time. Names of attributes are those of OpenTelemetry's semantic
-conventions for HTTP servers; those that begin with `serving.` are our own.
+python/), or the program that embeds the server. Each request is a span: a child of the host site's
+span, else of the one in its `traceparent` (https://www.w3.org/TR/trace-context/). Each phase of its
+time is a child span. Attribute names follow OpenTelemetry's semantic conventions for HTTP servers;
+those that begin with `serving.` are our own.
 """
 
 import sys
@@ -15,8 +15,8 @@ from .core import PHASES, Extension, ModelServer, Reply, Trace
 
 
 def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Reply) -> None:
-    """Hand a request that is answered over as spans."""
-    api = sys.modules.get("opentelemetry.trace")  # who has configured it has imported it
+    """Record an answered request as spans."""
+    api = sys.modules.get("opentelemetry.trace")  # whatever configures it imports it
     if api is None or not hasattr(api.get_tracer_provider(), "add_span_processor"):
         return
     spans = api.get_tracer("serving")
@@ -40,7 +40,7 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
 
 
 def is_within(api: Any) -> bool:
-    """Whether the site has a span for the request: ours begins below it by itself."""
+    """Whether the site has a span for the request: ours becomes its child by default."""
     return api.get_current_span().get_span_context().is_valid
 
 

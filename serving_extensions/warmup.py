@@ -17,7 +17,7 @@ Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
 
 
 def wrap(load: Load) -> Load:
-    """A loader that runs the requests that lie beside a model before the model serves others."""
+    """A loader that runs the requests stored with a model before the model serves others."""
 
     def load_replayed(request: LoadRequest) -> Servable:
         servable = load(request)
@@ -31,7 +31,7 @@ def wrap(load: Load) -> Load:
 def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) -> None:
     """Run the requests in assets.extra/tf_serving_warmup_requests, as TensorFlow Serving does.
 
-    A wrong one fails the load.
+    A bad record fails the load.
     """
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.is_file():
@@ -54,8 +54,8 @@ def replay(folder: Path, answer: Callable[[str, dict[str, np.ndarray]], Any]) ->
 
 
 def read_fields(message: bytes) -> dict[int, list[bytes]]:
-    """The length-delimited fields of a protobuf message by number, whatever its type."""
-    # protobuf comes, and is imported, with TensorFlow
+    """The length-delimited fields of a protobuf message of any type, by field number."""
+    # imported late: protobuf comes with TensorFlow
     from google.protobuf import empty_pb2, unknown_fields
 
     found: dict[int, list[bytes]] = {}
@@ -66,8 +66,8 @@ def read_fields(message: bytes) -> dict[int, list[bytes]]:
 
 
 def read_requests(tf: Any, record: bytes) -> Requests:
-    """The requests of a PredictionLog as (signature name, inputs): predict,
-    classify and regress logs.
+    """The requests of a predict, classify or regress PredictionLog, as
+    (signature name, inputs).
     """
     log = read_fields(record)
     for number in log.keys() & {2, 3, 6}:
@@ -97,11 +97,11 @@ def read_tensors(tf: Any, entries: Sequence[bytes]) -> dict[str, np.ndarray]:
 
 def read_examples(given: bytes) -> np.ndarray:
     """A ClassificationRequest's `input` as serialized Examples [N],
-    a context merged in where it has one.
+    its context, if any, merged into each.
     """
     fields = read_fields(given)
     examples = read_fields((fields.get(1) or fields[2])[0])
-    # serialized messages merge by joining; the later one, the example, wins
+    # concatenated messages merge; the later one, the example, wins
     context = b"".join(examples.get(2, []))
     return np.array([context + example for example in examples[1]] + [None], object)[:-1]
 

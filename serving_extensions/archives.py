@@ -1,7 +1,7 @@
-"""Archives that somebody sends, unpacked within bounds: .zip, .tar, .tar.gz.
+"""Unpack archives that clients send, within bounds: .zip, .tar, .tar.gz.
 
-Files and folders alone, below one folder, no two of one name; how large they are is counted as
-they are unpacked, whatever the archive says of it. What is not whole is refused.
+Only files and folders are allowed, all below one folder, no two of one name. Sizes are counted
+while unpacking, whatever the archive claims. Incomplete archives are refused.
 """
 
 import gzip
@@ -19,7 +19,7 @@ from typing import Any
 from .core import BadRequest, ServingError
 
 BLOCK = 1 << 20
-HEADROOM = 1 << 20  # what headers before a file in a .tar may take
+HEADROOM = 1 << 20  # bytes of the headers before a file in a .tar
 TAR_BLOCK = 512
 BROKEN = (
     zipfile.BadZipFile,
@@ -27,8 +27,8 @@ BROKEN = (
     zlib.error,
     gzip.BadGzipFile,
     EOFError,
-    NotImplementedError,  # a way to pack that Python does not know
-    RuntimeError,  # a password is wanted
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # a password is needed
     ValueError,  # a file that begins before the archive, a name that is no text
     lzma.LZMAError,
 )
@@ -41,10 +41,10 @@ class Room:
         self.folder, self.left, self.most_files = folder, most_bytes, most_files
         self._most_bytes = most_bytes
         self._names: set[PurePosixPath] = set()
-        self._entries = 0  # those of a folder may repeat
+        self._entries = 0  # a folder may be listed again
 
     def place(self, name: str, is_folder: bool) -> Path:
-        """Where an entry goes. Raises BadRequest for a name that leads elsewhere or is taken."""
+        """The path of an entry. Raises BadRequest for a name that leads elsewhere or is taken."""
         path = safe_name(name)
         if path in self._names and not is_folder:
             raise BadRequest(f"The archive has two files of one name: {quoted(name)}")
@@ -70,7 +70,7 @@ class Room:
             raise too_large(f"more than {self._most_bytes} bytes")
 
     def fill(self, place: Path, stream: Any) -> None:
-        """Write a file from what is unpacked bit by bit."""
+        """Write a file while it is unpacked."""
         with place.open("xb") as file:
             while block := read_block(stream):
                 self.take(len(block))
@@ -78,8 +78,8 @@ class Room:
 
 
 def read_block(stream: Any) -> bytes:
-    """The next bytes of a file in an archive. Raises BadRequest where bzip2 finds them damaged,
-    which is an OSError in Python, as are those of the folder that it is written into.
+    """The next bytes of a file in an archive. Raises BadRequest for damaged bzip2 data: Python
+    raises OSError for it, as for the folder that is written into.
     """
     with archive_errors((OSError,)):
         return stream.read(BLOCK)
@@ -94,7 +94,7 @@ def quoted(name: str) -> str:
 
 
 def safe_name(name: str) -> PurePosixPath:
-    """An entry's name as a path below a folder. Raises BadRequest for any other."""
+    """An entry's name as a relative path. Raises BadRequest if it leads elsewhere."""
     path = PurePosixPath(name)
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if (
@@ -113,8 +113,8 @@ def safe_name(name: str) -> PurePosixPath:
 def unpack(data: bytes, folder: Path, most_bytes: int, most_files: int) -> None:
     """Unpack an archive into an empty folder.
 
-    Raises BadRequest for what is no archive, or has what none should; ServingError 413 for one that
-    is too large. What was unpacked until then is left to the caller.
+    Raises BadRequest for what is no archive or has forbidden entries, ServingError 413 for one that
+    is too large. The caller removes what was unpacked until then.
     """
     room = Room(folder, most_bytes, most_files)
     with archive_errors():
@@ -137,7 +137,7 @@ def archive_errors(kinds: tuple[type[Exception], ...] = BROKEN) -> Iterator[None
 
 
 def unpack_zip(data: bytes, room: Room) -> None:
-    # before zipfile reads all of them; those of a .zip in it that is not packed count as well
+    # before zipfile reads all of them; the entries of an uncompressed .zip inside count as well
     if data.count(b"PK\1\2") > room.most_files:
         raise too_large(f"more than {room.most_files} files and folders")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -152,7 +152,7 @@ def unpack_zip(data: bytes, room: Room) -> None:
 
 
 class Metered:
-    """A stream of which no more is read than is allowed: what a header says is not believed."""
+    """A stream that reads no more than `allowed`: the sizes in headers are not trusted."""
 
     def __init__(self, stream: Any):
         self._stream, self.allowed, self.count = stream, 0, 0
@@ -170,7 +170,7 @@ def unpack_tar(stream: Any, room: Room) -> None:
     metered.allowed, end = HEADROOM, 0
     with tarfile.open(fileobj=metered, mode="r|", bufsize=1 << 16) as archive:  # type: ignore
         while (entry := archive.next()) is not None:
-            archive.members = []  # it keeps them all, with what their headers hold
+            archive.members = []  # or it keeps them all, with their headers
             room.take(entry.offset_data - end)  # its headers
             if not (entry.isreg() or entry.isdir()) or entry.issparse():
                 raise BadRequest(f"The archive has a link or a device: {quoted(entry.name)}")
@@ -184,7 +184,7 @@ def unpack_tar(stream: Any, room: Room) -> None:
                 room.fill(place, content)
             metered.allowed = metered.count + HEADROOM
             end = archive.offset
-    while block := stream.read(BLOCK):  # to its end, where .gz tells whether it is whole
+    while block := stream.read(BLOCK):  # to its end, where gzip checks that it is whole
         metered.count += len(block)
         room.take(len(block))
     if metered.count < end + TAR_BLOCK:

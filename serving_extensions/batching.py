@@ -1,8 +1,8 @@
-"""Concurrent requests joined into batches by TensorFlow's own scheduler, TensorFlow Serving's.
+"""Join concurrent requests into batches with TensorFlow's scheduler, as TensorFlow Serving does.
 
-What comes in is a signature as it is called in its session; what goes out is the call to use:
-batched where its rows can be joined, else itself. Arrays are in the order of the signature's inputs
-and outputs. Only what the config asks for is joined.
+The input is a signature's call in its session; the output is the call to use: batched if its rows
+can be joined, else unchanged. Arrays are in the order of the signature's inputs and outputs. Only
+models whose config asks for it are batched.
 """
 
 import functools
@@ -36,13 +36,13 @@ logger = logging.getLogger("serving")
 
 SessionRun = Callable[..., list[np.ndarray]]
 Rows = Sequence[Sequence[np.ndarray]]
-SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: numbers of 0..1, pictures, others
-# Of made-up rows of strings, one for each scale: a model may see words, characters or numbers.
+SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: 0..1, pictures, others
+# Made-up rows of strings, one per scale: a model may read words, characters or numbers.
 MADE_UP_TEXTS = (b"a", b"bb c", b"ccc dd e ff", b"123", b"56789")
 
 
 def wrap(load: Load) -> Load:
-    """A loader whose models join concurrent requests, where the config asks for it."""
+    """A loader whose models join concurrent requests if the config asks for it."""
 
     def load_batched(request: LoadRequest) -> Servable:
         asked = request.config.batching
@@ -61,7 +61,7 @@ def wrap(load: Load) -> Load:
 
 
 def batch_all(model: OpenModel, options: Batching, tries: bool) -> OpenModel:
-    """A model whose calls are batched, in its session; not those that may keep something."""
+    """A model with its calls batched in its session, except those that may keep state."""
 
     def join(name: str, call: SignatureCall) -> SignatureCall:
         label = f"{model.name}: signature {name}"
@@ -83,10 +83,10 @@ def batch(
     label: str,
     tries: bool = True,
 ) -> SignatureCall:
-    """A signature joined with others' requests; as it was where it has no common leading dimension.
+    """Batch a signature's call; return it unchanged if its tensors share no leading dimension.
 
-    Raises LoadError where made-up rows are answered otherwise together than alone; without `tries`
-    none are.
+    Raises LoadError if made-up rows get other answers together than alone; without `tries` this is
+    not checked.
     """
     if not is_batchable(signature, call):
         logger.warning("%s runs unbatched: its tensors have no common batch dimension", label)
@@ -96,7 +96,7 @@ def batch(
     if tells and (reason := find_dependence(call.run, rows)):
         raise LoadError(f'{label} cannot be batched: {reason}; write "batching": false')
     batched = make_batched(session, signature, call, options, device)
-    if call.tried:  # its graph is planned now, not at the first request
+    if call.tried:  # plan its graph now, not at the first request
         batched(*sample_inputs(signature, 0 if has_strings(signature) else 1))
     run = join_batches(call.run, batched, signature, options)
     untold = "" if tells else ", though made-up rows could not tell whether theirs can be joined"
@@ -105,7 +105,7 @@ def batch(
 
 
 def is_batchable(signature: Signature, call: SignatureCall) -> bool:
-    """Whether all tensors share a leading unknown size, the inputs' other sizes being known."""
+    """Whether all tensors have an unknown leading size and the inputs' other sizes are known."""
     inputs = [spec.shape for spec in signature.inputs.values()]
     outputs = [signature.outputs[name].shape for name in call.outputs]
     return all(shape and shape[0] is None for shape in (*inputs, *outputs)) and all(
@@ -119,10 +119,10 @@ def is_batchable(signature: Signature, call: SignatureCall) -> bool:
 
 
 def make_up_rows(signature: Signature) -> list[list[np.ndarray]]:
-    """Made-up inputs of one row each, of several scales; integers within their dtype.
+    """Make up inputs of one row each, at several scales; integers stay within their dtype.
 
-    Strings are words and numbers, no two of one length, nor all of one word: made-up pictures and
-    examples are beyond this.
+    Strings are words and numbers of different lengths, not all a single word. Encoded pictures and
+    Examples are not made up.
     """
     return [
         [make_up(spec, scale, seed) for spec in signature.inputs.values()]
@@ -143,9 +143,10 @@ def make_up(spec: Any, scale: float, seed: int) -> np.ndarray:
 
 
 def find_answered(run: SessionRun, rows: Rows) -> list[Sequence[np.ndarray]]:
-    """Those rows that are answered; none where one is answered otherwise when it is asked again.
+    """The rows that get an answer; none if any row gets another answer when asked again.
 
-    What draws numbers tells nothing: not of a row so large, either, that they are lost in it.
+    A model that draws random numbers cannot be judged, not even by rows so large that rounding
+    hides the numbers.
     """
     answered = []
     for row in rows:
@@ -158,10 +159,10 @@ def find_answered(run: SessionRun, rows: Rows) -> list[Sequence[np.ndarray]]:
 
 
 def find_dependence(run: SessionRun, rows: Rows) -> str:
-    """How an answer differs among other rows; empty where it does not. Each is answered alone.
+    """How a row's answer depends on the rows beside it; empty if it does not.
 
-    A row among others is compared with the row among copies of itself: so many rows are computed in
-    the same way, and only the others' values can make a difference.
+    Each row must get an answer alone. A row among others is compared with the row among copies of
+    itself: both batches have the same size, so only the others' values can make a difference.
     """
     alone = ask(run, rows[:1])
     count, together = len(rows), ask(run, rows)
@@ -184,7 +185,7 @@ def pick_row(answer: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
 
 
 def ask(run: SessionRun, rows: Rows) -> list[np.ndarray]:
-    """What a signature answers to rows together; nothing where it fails."""
+    """A signature's answer to the rows in one batch; empty if it fails."""
     try:
         return run(*map(np.concatenate, zip(*rows)))
     except (tensorflow().errors.OpError, UnicodeDecodeError):
@@ -192,7 +193,7 @@ def ask(run: SessionRun, rows: Rows) -> list[np.ndarray]:
 
 
 def same(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
-    """Whether answers are equal, but for the rounding that differs between batch sizes."""
+    """Whether answers are equal up to rounding, which differs between batch sizes."""
     return all(map(is_close, some, others))
 
 
@@ -215,15 +216,15 @@ def make_batched(
 ) -> SessionRun:
     """The signature behind TensorFlow's batch scheduler, in the same session.
 
-    A last output, int32 [rows], is how many ran at once. The signature's subgraph becomes the body
-    of a batch function; variables and tables keep their names, so that the body works on the very
-    ones the session has loaded.
+    The signature's subgraph becomes the body of a batch function; variables and tables keep their
+    names, so that the body uses those that the session has loaded. An extra last output, int32
+    [rows], says how many rows ran at once.
     """
     tf, graph = tensorflow(), session.graph
     specs = signature.inputs.values()
     with graph.as_default(), graph.device(f"/device:{device}"):
         body = extract_sub_graph(graph.as_graph_def(), call.fetches)
-        names = {node.name for node in body.node}  # without inputs that nothing reads
+        names = {node.name for node in body.node}  # lacks inputs that nothing reads
 
         @tf.nondifferentiable_batch_function(
             options.num_batch_threads,
@@ -232,7 +233,7 @@ def make_batched(
             options.sizes,
             options.max_enqueued_batches,
             autograph=False,
-            # half of a request that fails would end the process: TensorFlow joins it as floats
+            # a split request that fails in part ends the process: TensorFlow joins it as floats
             enable_large_batch_splitting=False,
         )
         def batch_function(*rows: Any) -> list[Any]:
@@ -257,7 +258,7 @@ def join_batches(
     """Send what fits a batch through `batched`, all else through `plain`.
 
     When a batch fails, each of its requests runs once more alone, so that only the guilty one gets
-    the error. A last value is how many rows ran at once.
+    the error. The last value is how many rows ran at once.
     """
     errors = tensorflow().errors.OpError, UnicodeDecodeError
     inner = [(spec.shape or ())[1:] for spec in signature.inputs.values()]

@@ -1,5 +1,5 @@
-"""What the command line does besides serving: --init, --export (each returns the exit status), the
-start-up lines.
+"""What the command line does besides serving: --init and --export, which return the exit status,
+and the start-up lines.
 """
 
 import os
@@ -78,13 +78,13 @@ MOST_CHARACTERS = 200  # of a body on a command line
 
 
 def example_command(servable: Any) -> str | None:
-    """A command, but for its URL, that asks the default signature: JSON,
-    or raw zeros where that is long and of one input.
+    """A curl command, without its URL, for the default signature: with JSON, or
+    with raw zeros if the JSON is long and there is one input.
     """
     call, signature = (
         kind.get("serving_default") for kind in (servable.callables, servable.signatures)
     )
-    if call is None or not call.tried:  # made-up input may not suit it
+    if call is None or not call.tried:  # it may refuse made-up input
         return None
     example, lone = example_request(signature), len(signature.inputs) == 1
     if example is not None and (
@@ -125,14 +125,14 @@ def report(server: ModelServer, address: str) -> None:
 
 
 def takes_pictures(server: ModelServer, deployment: Any) -> bool:
-    """Whether a deployment's model is shown pictures, as far as that is known yet."""
+    """Whether a deployment's model takes pictures, as far as is known yet."""
     if deployment.model not in server.manager.available:
-        return True  # it is loaded when it is asked for, or has failed
+        return True  # it loads on demand, or has failed
     which = deployment.model, deployment.version, deployment.version_label
     try:
         _, servable = server.manager.find(*which)
         server.prepared.deployments[deployment.id].model_of(servable)
-    except (ServingError, ValueError):  # that version is not there; or it takes none
+    except (ServingError, ValueError):  # no such version; or it takes none
         return False
     return True
 

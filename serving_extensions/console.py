@@ -1,4 +1,4 @@
-"""What operators and people in a browser ask for: the console, /stats, /metrics, /openapi.json."""
+"""URLs for operators and browsers: the console, /stats, /metrics, /openapi.json."""
 
 import sys
 import time
@@ -53,9 +53,9 @@ def view_metrics(server: ModelServer, call: Call) -> Reply:
 
 
 def view_stats(server: ModelServer, call: Call) -> Reply:
-    """The numbers; those of models and handlers as far as the key is for them.
+    """The server's numbers, and those of the models and handlers that the key is for.
 
-    With `?window=` those of a graph; with `?request=` the place of one that waits, by its id.
+    `?window=` asks for graphs, `?request=` for the place in the queue of a request by its id.
     """
     if call.environ.get("QUERY_STRING"):
         if "window" in call.arguments:
@@ -88,7 +88,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
 
 
 def view_window(server: ModelServer, call: Call) -> Reply:
-    """The figures of a window for graphs, of what the key is for."""
+    """A window's figures for graphs, of what the key is for."""
     window = call.argument("window")
     if window not in WINDOWS:
         raise BadRequest(f"window: expected 5m, 1h or 24h, got '{window[:40]}'")
@@ -120,8 +120,8 @@ def may_see_series(server: ModelServer, call: Call, kind: str, name: str) -> boo
 def list_errors(
     server: ModelServer, call: Call, errors: Iterable[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """The errors that a caller may know of; their texts, which may quote what somebody else has
-    sent, only for who has a key for it.
+    """The errors that a caller may see. A text may quote another's request, so only a key for
+    what failed shows it.
     """
     known = call.caller if call.caller != Caller() else identify_sender(server, call)
     return [
@@ -132,14 +132,14 @@ def list_errors(
 
 
 def identify_sender(server: ModelServer, call: Call) -> Caller | None:
-    """Who calls a URL that is open to anybody, by the key that is sent; None without a good one."""
+    """The caller of an open URL, by the key that is sent; None without a valid one."""
     with suppress(ServingError):
         return identify_for(server, call, None, False) or server.identify(call.headers, None, False)
     return None
 
 
 def may_see_error(server: ModelServer, caller: Caller, error: Mapping[str, Any]) -> bool:
-    """Whether a caller may know of an error: one of what the key is for."""
+    """Whether a caller may see an error: the key is for what failed."""
     if error["model"] and not error["deployment"]:
         return caller.may_see(*deployments_of(server, error["model"]))
     return caller.may_see(error["deployment"], error["route"])
@@ -166,7 +166,7 @@ def view_openapi(server: ModelServer, call: Call) -> Reply:
 
 
 def view_root(server: ModelServer, call: Call) -> Reply:
-    """Leads a browser to the page; others are told that this URL is none, as all such are."""
+    """Redirect a browser to the page; answer others as at any unknown URL."""
     if "text/html" not in (call.header("Accept") or ""):
         raise BadRequest(f"Malformed request: {call.method} {call.path}")
     address = f"{call.mount}{url_of(view_console, EXTENSION.routes)}/"
@@ -176,7 +176,7 @@ def view_root(server: ModelServer, call: Call) -> Reply:
 def view_console(server: ModelServer, call: Call, name: str | None = None) -> Reply:
     """A file of the page.
 
-    The page itself at /console/, so that its relative addresses hold under any prefix.
+    The page itself is at /console/, so that its relative URLs work under any prefix.
     """
     if name is None and not call.path.endswith("/"):
         return Reply(

@@ -1,7 +1,7 @@
-"""The serving.py that these extensions are for: `from .core import Extension`.
+"""The serving.py that these extensions fit: `from .core import Extension`.
 
-This module is that one, under a second name: the file beside this folder, in the package that both
-are in, or at the top. The one place that knows where; all others import from here.
+This module is serving.py under a second name: the file beside this folder, in the same package or
+at the top level. Only this module knows which; all others import from here.
 """
 
 import sys

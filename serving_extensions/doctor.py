@@ -1,4 +1,4 @@
-"""`--doctor`: whether this machine, this installation and a config fit, and what to do about it.
+"""`--doctor`: check this machine, this installation and a config, and say what to do.
 
 Nothing is loaded, written or changed, and no value of the config that may be secret is printed.
 """
@@ -47,7 +47,7 @@ STATE_COLOURS = {"ok": GREEN, "warning": YELLOW, "wrong": RED}
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about something: `ok`, `warning` or `wrong`; then, what to do."""
+    """What one check found: `ok`, `warning` or `wrong`, and what to do about it."""
 
     state: str
     about: str
@@ -73,7 +73,7 @@ ABOUT_COLUMNS = 10
 
 
 def look_at_all(source: Any, host: str, port: str) -> Iterator[Finding]:
-    """One after the other, each told at once: what comes later may crash."""
+    """Yield each finding at once, since a later check may crash."""
     yield Finding("ok", "Python", f"{platform.python_version()} at {sys.executable}")
     yield from look_at_installation()
     yield from look_at_address(host, port)
@@ -88,7 +88,7 @@ def look_at_all(source: Any, host: str, port: str) -> Iterator[Finding]:
 
 def look_at_installation() -> Iterator[Finding]:
     """The server's own files."""
-    count = len(installed())  # which refuses those of another version
+    count = len(installed())  # it refuses those of another version
     yield Finding("ok", "serving", f"{__version__} in {Path(__file__).parent.parent}")
     yield Finding("ok", "extensions", f"{count}, of the same version")
     if not any((folder / "index.html").is_file() for folder in CONSOLE):
@@ -98,7 +98,7 @@ def look_at_installation() -> Iterator[Finding]:
 
 # --- TensorFlow and GPUs ------------------------------------------------------------------------
 
-# In a process of its own: an import that crashes tells why, and no GPU is held.
+# In its own process: an import that crashes still tells why, and no GPU stays held.
 PROBE = """
 import json, os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -116,7 +116,7 @@ LEAST_TENSORFLOW = (2, 20)  # as setup.cfg has it
 def probe_tensorflow() -> dict[str, Any]:
     """TensorFlow's version, the CUDA it is built for and the GPUs that it sees; or `problem`."""
     command = [sys.executable, "-c", PROBE]
-    folder = sys.prefix  # `-c` imports what lies in the current folder: no modules lie there
+    folder = sys.prefix  # `-c` imports from the current folder; this one has no modules
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=folder
@@ -150,7 +150,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def look_at_gpus(probe: dict[str, Any]) -> Iterator[Finding]:
-    """What TensorFlow sees, and what the system has: Linux tells of NVIDIA's driver."""
+    """The GPUs that TensorFlow sees, and whether the system has NVIDIA's driver."""
     if "problem" in probe:
         return
     has_driver = DRIVER.is_file() or shutil.which("nvidia-smi") is not None
@@ -176,19 +176,19 @@ NEEDED_BYTES = 600 << 20  # TensorFlow, the server and small models: 430 MB, and
 
 
 def free_memory() -> int:
-    """Bytes that this process could still get: of the machine, or of its control group."""
+    """Bytes that this process could still get from the machine or its control group."""
     free = psutil.virtual_memory().available
     for file in CGROUPS:
         used = file.replace("memory.max", "memory.current").replace("limit_in", "usage_in")
         try:
             free = min(free, int(Path(file).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # none there; "max"
+        except (OSError, ValueError):  # no such file; "max"
             continue
     return max(0, free)
 
 
 def look_at_memory(models: int) -> Iterator[Finding]:
-    """`models`: bytes of the files of the versions to be served."""
+    """`models` is the bytes of all model files to be served."""
     free = free_memory()
     text = f"{megabytes(free)} free of {megabytes(memory_limit())}"
     text += f", the models' files have {megabytes(models)}" if models else ""
@@ -204,13 +204,13 @@ def megabytes(count: int) -> str:
 
 
 def look_at_address(host: str, port: str) -> Iterator[Finding]:
-    """Whether the address can be listened on."""
+    """Whether the server can listen on the address."""
     try:
         number = read_port(port, "--port")
         found = socket.getaddrinfo(host.strip("[]") or None, number, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name == "posix":  # as the server does: what has just been closed is free
+            if os.name == "posix":  # as the server does: a port just closed is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, ValueError) as error:
@@ -230,7 +230,7 @@ def look_at_address(host: str, port: str) -> Iterator[Finding]:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether a server like this one lives at an address."""
+    """Whether a server like this one answers at an address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
@@ -261,11 +261,11 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
         todo = "name a config, --config FILE, or what to serve: serving models/mine"
         yield Finding("wrong", "config", f"{name}: {error.strerror or error}", todo)
         return
-    # It is never started, and so not stopped: at its end a server writes what it has counted.
+    # Never started, so not stopped either: a server writes its counts when it stops.
     yield Finding("ok", "config", name)
     yield from look_at_places(server)
     yield from look_at_memory(sum(map(size_of, folders_of(server))))
-    if "problem" in probe:  # to read a model's signatures may crash as its import does
+    if "problem" in probe:  # reading signatures may crash as the import does
         yield Finding("warning", "models", "not looked at: they need TensorFlow")
         return
     rows, problems = examine(server)
@@ -277,7 +277,7 @@ def look_at_config(source: Any, probe: dict[str, Any]) -> Iterator[Finding]:
 
 
 def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Finding]:
-    """Models that ask for a GPU and nothing else, where TensorFlow sees none."""
+    """Models that accept only a GPU while TensorFlow sees none."""
     if probe["gpus"]:
         return
     for model in server.config.models:
@@ -288,20 +288,20 @@ def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Find
 
 
 def folders_of(server: ModelServer) -> Iterator[Path]:
-    """The version folders, or files, to be served; of models that cannot be read, none."""
+    """The version folders, or files, to be served, without models that cannot be read."""
     for model in server.config.models:
         try:
             folders = list_versions(model.base_path)
-        except ServingError:  # told already
+        except ServingError:  # reported already
             continue
         yield from map(folders.get, choose_versions(model.model_version_policy, folders))
 
 
-FOLDERLESS = ("quotas", "history")  # of what is written; nobody makes their folder
+FOLDERLESS = ("quotas", "history")  # files whose folder the server does not make
 
 
 def look_at_places(server: ModelServer) -> Iterator[Finding]:
-    """Whether what the config has the server write can be written."""
+    """Whether the server can write all that the config demands."""
     for what, place in written_by(server):
         above = [place.parent] if what in FOLDERLESS else place.parents
         folder = next((one for one in (place, *above) if os.path.exists(one)), None)
@@ -326,7 +326,7 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
 
 
 def written_by(server: ModelServer) -> Iterable[tuple[str, Path]]:
-    """What a config has written, and where: files and folders alone, no URL."""
+    """What a config makes the server write, and where: files and folders, no URLs."""
     config = server.config
     if any(key.quota for key in config.auth.keys) and "://" not in (config.auth.quota_store or ""):
         yield "quotas", Path(config.auth.quota_store or "")

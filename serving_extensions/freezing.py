@@ -1,6 +1,6 @@
-"""Graphs whose variables have become constants: convolutional networks on a CPU gain by that.
+"""Turn a graph's variables into constants: convolutional networks on a CPU run faster so.
 
-Which model is frozen follows from its graph and config alone, never from a clock.
+Whether a model is frozen depends only on its graph and config, never on measured times.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from .core import (
 
 logger = logging.getLogger("serving")
 
-FREEZE_BYTES = 200 << 20  # of variables; for a moment they are held several times
+FREEZE_BYTES = 200 << 20  # of variables; freezing holds several copies for a moment
 GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their weights
-HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # the state is of what they call
+HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # only what they call has state
 
 
 def wrap(load: Load) -> Load:
-    """A loader whose models are frozen where that gains anything and the config lets it."""
+    """A loader that freezes models if that gains anything and the config allows it."""
 
     def load_frozen(request: LoadRequest) -> Servable:
         if not request.config.freeze:
@@ -47,7 +47,7 @@ def wrap(load: Load) -> Load:
         with load_errors(request.folder, close):
             frozen = freeze(plain.opened)
         if frozen is not None:
-            close()  # the session; with it goes its graph, which nobody needs any more
+            close()  # the session, and its graph with it: nobody needs them any more
             close = frozen.session.close
         model = frozen or plain.opened
         with load_errors(request.folder, close):
@@ -61,9 +61,9 @@ def wrap(load: Load) -> Load:
 def freeze(model: OpenModel) -> OpenModel | None:
     """The model in a session over its graph with the variables as constants.
 
-    TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of constants)
-    that it must take as they come from variables. Sums may be rounded otherwise in the last bit.
-    None where nothing gains by that, or something has a state.
+    TensorFlow prepares constants once (oneDNN's layout of weights, sums and products of
+    constants), but reads variables at each call. Sums may differ in the last bit. None if nothing
+    is gained, or an operation has state.
     """
     calls, refused = model.own_calls(), dict[str, str]()
     kinds = frozenset[str]().union(*(call.operations for call in calls.values()))
@@ -75,7 +75,7 @@ def freeze(model: OpenModel) -> OpenModel | None:
         frozen = open_frozen(model.session, calls, model.device)
         if frozen is not None:
             calls = make_calls(frozen, calls, refused)
-    except Exception as error:  # no public interface of TensorFlow's, and graphs are of all kinds
+    except Exception as error:  # not a public interface, and graphs are of all kinds
         refused[""] = clean_message(str(error))
     if frozen is None or refused:
         logger.debug("%s is not frozen: %s", model.name, refused or "it has a state")
@@ -97,7 +97,7 @@ def variable_bytes(graph: Any) -> int:
 
 
 def open_frozen(session: Any, plans: Mapping[str, SignatureCall], device: str) -> Any | None:
-    """A session over what calls need of the graph, frozen; None where something has a state."""
+    """A session over the frozen part of the graph that calls need; None if that has state."""
     from tensorflow.python.framework import convert_to_constants
 
     convert = convert_to_constants.convert_variables_to_constants_from_session_graph
@@ -113,15 +113,15 @@ def open_frozen(session: Any, plans: Mapping[str, SignatureCall], device: str) -
 
 
 def has_state(nodes: Iterable[Any]) -> bool:
-    """Whether an operation has a state: variables, tables, random numbers, Python functions."""
+    """Whether any operation has state: variables, tables, random numbers, Python functions."""
     definitions = map(definition_of, {node.op for node in nodes} - HOLDERS)
     return any(definition is None or definition.is_stateful for definition in definitions)
 
 
 def session_options() -> Any:
-    """What TensorFlow opens a session with, less a graph that nobody asks for.
+    """TensorFlow's session options, without output partition graphs.
 
-    It has all constants once more.
+    Nobody reads these, and they copy all constants.
     """
     from tensorflow.python.eager import context
 

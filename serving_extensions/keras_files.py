@@ -1,10 +1,10 @@
 """A .keras or .h5 file as a model: exported once into a cache beside it, and served from there.
 
 The export is Keras' own, `keras.models.load_model(file).export(folder)` (https://keras.io/guides/
-serialization_and_saving/), of the model called with `training=False`, as `predict` calls it, and
-with the model's own signature. It runs in a process of its own, without
-a GPU: what Keras builds is gone with it, and a file that crashes it crashes nothing here. Keras'
-safe mode stays on: a file brings no code that runs.
+serialization_and_saving/). The model keeps its own signature and is called with `training=False`,
+as `predict` calls it. The export runs in its own process, without a GPU: its memory is freed with
+it, and a file that crashes it does not crash the server. Keras' safe mode stays on, so that a file
+cannot run code.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ except Exception as error:
     print(f"\\f{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(status)
 """
-NOT_EXPORTED = 2  # how it ends where Keras reads the file
-# Lines of Keras' errors that say what was being done; the reason follows.
+NOT_EXPORTED = 2  # exit status once Keras has read the file
+# Lines of Keras' errors that tell only the context; the reason follows.
 BEGINNING = re.compile(r"(\w+: )?(in user code|Exception encountered when calling .*)|.*:")
 
 
@@ -55,15 +55,15 @@ def load_exported(load: Load) -> Load:
         file = find_model_file(request.folder)
         if file is None:
             return load(request)
-        check_manifest(request.folder)  # `load` checks the folder that is made of it
+        check_manifest(request.folder)  # `load` checks the exported folder
         return load(dataclasses.replace(request, folder=exported(file, request.folder)))
 
     return load_any
 
 
 def exported(file: Path, version: Path) -> Path:
-    """The SavedModel of a file, made now where no earlier load has. Raises LoadError."""
-    name = version.name  # of a bare file its own: several may lie beside each other
+    """The SavedModel of a file, exported now unless it was before. Raises LoadError."""
+    name = version.name  # a bare file's own: several may share a folder
     beside = (file if version == file else version).parent
     digest = digest_of(file)
     places = [beside / CACHE, user_cache(beside)]
@@ -80,7 +80,7 @@ def exported(file: Path, version: Path) -> Path:
 
 
 def digest_of(file: Path) -> str:
-    """What tells a file's bytes from others, and this server's Python and export from another."""
+    """A digest of a file's bytes, of the Python version and of the export's code."""
     try:
         found = hashlib.sha256(sha256_of(file).encode())
     except OSError as error:
@@ -90,9 +90,9 @@ def digest_of(file: Path) -> str:
 
 
 def user_cache(beside: Path) -> Path:
-    """Where exports go that cannot lie beside their file: a volume may be mounted to read."""
+    """Where exports go if the file's folder is read-only, such as a mounted volume."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if not base.is_absolute():  # whoever runs this has no home
+    if not base.is_absolute():  # the user has no home
         return beside
     return base / "serving" / hashlib.sha256(str(beside.absolute()).encode()).hexdigest()[:16]
 
@@ -107,11 +107,11 @@ def first_writable(places: list[Path]) -> Path:
 
 
 def export_file(file: Path, folder: Path) -> None:
-    """Export a file as a SavedModel. Raises LoadError with the reason, and the line to type."""
+    """Export a file as a SavedModel. Raises LoadError with the reason and what to do."""
     logger.info("%s is exported for serving, once", file.name)
     command = [sys.executable, "-c", EXPORT, str(file.absolute()), str(folder)]
     try:
-        # in the empty folder: `-c` would import what lies in the current one
+        # in the empty folder, because `-c` imports modules from there
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=MOST_SECONDS, cwd=folder
         )
@@ -130,7 +130,7 @@ def export_file(file: Path, folder: Path) -> None:
 
 
 def reason_in(output: str) -> str:
-    """The line that says why an export failed, of what it has written; of a crash, the last."""
+    """The line of an export's output that says why it failed; after a crash, the last."""
     printed, is_told, error = output.partition("\f")
     if not is_told:
         return next((line for line in reversed(printed.splitlines()) if line.strip()), "")
@@ -142,13 +142,13 @@ def reason_in(output: str) -> str:
 
 
 def put_in_place(made: Path, target: Path) -> Path:
-    """Put an export in its place; those of earlier files of that name go."""
+    """Move an export to its place; delete those of earlier files of its name."""
     name, _, digest = target.name.rpartition("-")
     earlier = re.compile(re.escape(name) + f"-[0-9a-f]{{{len(digest)}}}")
     for old in target.parent.iterdir():
         if old != target and earlier.fullmatch(old.name):
             shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another process was faster, with the same
+    with contextlib.suppress(OSError):  # another process was faster
         made.rename(target)
     if not (target / "saved_model.pb").is_file():
         raise LoadError("the export could not be put in its place")

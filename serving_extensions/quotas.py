@@ -1,7 +1,7 @@
-"""Calls of each key counted in SQLite, exactly: over threads, processes, restarts and kill -9.
+"""Count each key's calls exactly, in SQLite: across threads, processes, restarts and kill -9.
 
-What is left of a quota stands in `RateLimit-*` headers and at /usage; calls that the server failed
-are given back.
+`RateLimit-*` headers and /usage tell what is left of a quota. Calls that the server failed are
+given back.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ logger = logging.getLogger("serving")
 
 
 class Quotas:
-    """A table of (key name, period, its start) -> calls. One connection, used under a lock, opened
-    anew after a fork.
+    """A table (key name, period, period's start) -> calls. One connection, used under a lock and
+    reopened after a fork.
 
-    The write-ahead log is not flushed to the disk at each call: what was counted survives the end
-    of the process however it comes, and may lose the last calls when the machine loses power.
+    The write-ahead log is not flushed to the disk at each call: counts survive any end of the
+    process, but a power loss may take the last calls.
     """
 
     def __init__(self, path: Path | str, clock: Callable[[], float] = time.time):
         self._path, self._clock = Path(path), clock
         self._lock = threading.Lock()
         self._process, self._database = 0, None  # type: int, sqlite3.Connection | None
-        self._told: set[str] = set()  # why calls could not be counted, each once
+        self._told: set[str] = set()  # reasons that are already logged
         self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
-        # What is not there the first count makes, not who only looks at a config: `--check` typed
-        # as root would leave a file that the server may not write.
+        # The first count makes a missing file, not the reading of a config: `--check` run as root
+        # would leave a file that the server may not write.
         if self._path.exists() or not os.access(self._path.parent, os.W_OK | os.X_OK):
-            with self._lock:  # fails where nothing can be counted
+            with self._lock:  # fails if nothing can be counted
                 self._connect().execute("UPDATE calls SET count = count WHERE count < 0")
 
     def _connect(self) -> sqlite3.Connection:
@@ -71,8 +71,8 @@ class Quotas:
             raise OSError(reason) from error
 
     def take(self, key: str, calls: int, period: str) -> int | None:
-        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds
-        until the next one begins.
+        """Count one call of `key`; None if it is within `calls` per `period`, else the seconds
+        until the next period begins.
 
         Raises OSError when the count cannot be written.
         """
@@ -93,15 +93,15 @@ class Quotas:
         return None if counted else max(1, end - int(now))
 
     def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """How many calls of `key` in the period that is now this process knew of last, and the
-        seconds until the next one begins.
+        """The calls of `key` in the current period, as this process last knew them, and the
+        seconds until the next period begins.
         """
         start, end = period_of(now := self._clock(), period)
         begun, count = self.counts.get((key, period), (0, 0))
         return count if begun == start else 0, max(1, end - int(now))
 
     def give_back(self, key: str, period: str, seconds: float) -> None:
-        """Take back the count of a call that came so many seconds ago. Raises OSError."""
+        """Take back the count of a call that came `seconds` ago. Raises OSError."""
         start = period_of(self._clock() - seconds, period)[0]
         begun, count = self.counts.get((key, period), (0, 0))
         if begun == start and count:
@@ -113,7 +113,7 @@ class Quotas:
         )
 
     def add(self, key: str, calls: int) -> None:
-        """Note so many calls of `key` in its usage of the month. Raises OSError."""
+        """Add `calls` to the usage of `key` in this month. Raises OSError."""
         start = period_of(self._clock(), "month")[0]
         self._ask(
             "INSERT INTO calls VALUES (?, 'usage', ?, ?) ON CONFLICT DO UPDATE SET count = count "
@@ -122,8 +122,8 @@ class Quotas:
         )
 
     def used(self, key: str, period: str) -> int:
-        """The calls counted for `key` in the period that is now; `usage` is that of the month. As
-        this process last knew them while they cannot be read.
+        """The calls counted for `key` in the current period (`usage`: the month), or, while they
+        cannot be read, as this process last knew them.
         """
         start = period_of(self._clock(), period)[0]
         statement = "SELECT count FROM calls WHERE key = ? AND period = ? AND start = ?"
@@ -135,7 +135,7 @@ class Quotas:
 
 @functools.cache
 def open_quotas(path: str) -> Any:
-    """The one store over a file, or a Redis (`Quotas` or `RedisQuotas`), in this process.
+    """This process's only store for a file (`Quotas`) or a Redis URL (`RedisQuotas`).
 
     Raises OSError when it cannot be opened.
     """
@@ -148,7 +148,7 @@ def open_quotas(path: str) -> Any:
 
 
 def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], int | None] | None:
-    """What counts the calls of keys with a quota; None where no key has one. Raises ConfigError."""
+    """The counter of calls of keys with a quota; None if no key has one. Raises ConfigError."""
     if not any(key.quota for key in config.auth.keys):
         return None
     store = config.auth.quota_store or ""
@@ -162,13 +162,13 @@ def prepare(server: ModelServer, config: Config) -> Callable[[str, int, str], in
 
 # --- usage ----------------------------------------------------------------------------------------
 
-FLUSH_SECONDS = 10.0  # a kill -9 loses the usage, not the quota, of so long
+FLUSH_SECONDS = 10.0  # a kill -9 loses this much usage, but no quota
 
 
 class Usage:
-    """Calls of all keys in this month, with a quota or without, where the config has `admin`.
+    """This month's calls of all keys, with a quota or without, if the config has `admin`.
 
-    Counted in memory and added to the store every ten seconds, and when somebody asks.
+    Counted in memory; added to the store every ten seconds and whenever they are read.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Usage:
         self.flush(path)
 
     def flush(self, path: str) -> None:
-        """Add what is pending to a store; what it does not take now stays pending."""
+        """Add pending calls to a store; those that it cannot take stay pending."""
         with self._lock, contextlib.suppress(OSError):
             self._flushed = time.monotonic()
             for key, calls in list(self._pending.items()):
@@ -192,7 +192,7 @@ class Usage:
                 del self._pending[key]
 
     def read(self, path: str, key: str) -> int:
-        """The calls of a key in this month; since the start alone where there is no store."""
+        """The calls of a key in this month; only those since the start if there is no store."""
         self.flush(path)
         with contextlib.suppress(OSError):
             return open_quotas(path).used(key, "usage") + self._pending[key]
@@ -200,16 +200,16 @@ class Usage:
 
 
 def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, str]]:
-    """What is left of the key's quota, after a call that it was counted for.
+    """Headers with what is left of the key's quota after a counted call.
 
-    One that the server failed or turned away is given back first; it is none of the month's usage.
+    A call that the server failed or turned away is given back first and does not count as usage.
     """
     caller = call.caller
     if not caller.counted or caller.key is None:
         return []
     config, quota = server.config, caller.key.quota
     failed = replied.status >= 500 or replied.status == HTTPStatus.TOO_MANY_REQUESTS
-    call.caller = dataclasses.replace(caller, counted=False)  # once, whatever comes
+    call.caller = dataclasses.replace(caller, counted=False)  # settled only once
     if config.admin and not failed:
         server.state["quotas"].count(config.auth.quota_store or "", caller.name)
     if quota is None:
@@ -230,13 +230,13 @@ def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, 
 
 
 def view_usage(server: ModelServer, call: Call) -> Reply:
-    """What a key is for and how much it has been used, for who has it; this counts for no quota."""
-    assert call.caller.key is not None  # its guard lets nobody else in
+    """What the caller's key is for and how much it has been used; no quota counts this."""
+    assert call.caller.key is not None  # the guard `own` demands one
     return reply(describe_usage(server, call.caller.key))
 
 
 def describe_usage(server: ModelServer, key: Key) -> dict[str, Any]:
-    """A key as its owner may see it; `month_calls` is null where nobody counts it."""
+    """A key as its owner may see it; `month_calls` is null if it is not counted."""
     path, counted = server.config.auth.quota_store or "", server.config.admin is not None
     return {
         "name": key.name,

@@ -1,7 +1,7 @@
-"""What a handler returned, as an answer: JSON, bytes with a content type, a stream; with a status
-and headers, as Flask's views have them.
+"""Turn a handler's result into an answer: JSON, bytes with a content type, or a stream; with a
+status and headers, as in Flask's views.
 
-Works on any framework's results without importing one: a tensor is what has `.numpy()`.
+Works on any framework's results without importing it: a tensor is what has `.numpy()`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from werkzeug.wrappers import Response
 from .core import encode_json, errors_only, explain
 from .handlers import HandlerError
 
-MAX_LEVELS = 200  # of lists and objects in a result: well below where encoders give up
+MAX_LEVELS = 200  # of nested lists and objects: encoders give up well above
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
 OCTETS = "application/octet-stream"
 BYTES = (bytes, bytearray, memoryview)
@@ -37,7 +37,7 @@ GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 
 
 def sniff(data: bytes) -> str:
-    """The content type that the first bytes tell."""
+    """The content type, by the first bytes."""
     if data[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12], OCTETS)
     starts = {
@@ -51,7 +51,7 @@ def sniff(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler answers: JSON's `value`, or `data` of a content type, or a stream of it."""
+    """A handler's answer: a JSON `value`, or `data` or a `stream` of a content type."""
 
     value: Any = None
     data: bytes | None = None
@@ -62,7 +62,7 @@ class Answer:
 
 
 def to_answer(result: Any) -> Answer:
-    """What a handler returned, as Flask's views are read: a value, `(value, status)`, `(value,
+    """Read a handler's result as Flask reads a view's: a value, `(value, status)`, `(value,
     status, headers)`, a Response, a generator; see `to_content` for values.
 
     Raises HandlerError, with the place in the result.
@@ -98,14 +98,14 @@ def is_with_status(result: Any) -> bool:
     return (
         isinstance(result, tuple)
         and len(result) in (2, 3)
-        and type(result[1]) in (int, HTTPStatus)  # NumPy's is the class that an argmax has found
+        and type(result[1]) in (int, HTTPStatus)  # a NumPy integer is a class found by argmax
         and 200 <= int(result[1]) < 600
         and (len(result) == 2 or isinstance(result[2], (Mapping, list)) or are_pairs(result[2]))
     )
 
 
 def are_pairs(value: Any) -> bool:
-    """Whether a value is a tuple of headers; others are values of the result."""
+    """Whether a value is a tuple of headers, not a part of the result."""
     return (
         isinstance(value, tuple)
         and value != ()
@@ -127,7 +127,7 @@ def is_with_type(result: Any, kinds: tuple[type, ...]) -> bool:
     )
 
 
-# Those of the message itself, which the server writes.
+# Headers of the message itself, which the server writes.
 MESSAGE_HEADERS = {
     "content-type",
     "content-length",
@@ -139,7 +139,7 @@ MESSAGE_HEADERS = {
 
 
 def read_headers(given: Any) -> tuple[tuple[str, str], ...]:
-    """A handler's headers as pairs. Raises HandlerError for what no header can be."""
+    """A handler's headers as pairs. Raises HandlerError for an invalid header."""
     if not given:
         return ()
     pairs = given[0].items() if isinstance(given[0], Mapping) else given[0]
@@ -158,7 +158,7 @@ def read_headers(given: Any) -> tuple[tuple[str, str], ...]:
 
 
 def read_response(response: Response) -> Answer:
-    """A Response of Flask's or Werkzeug's, streamed where that is."""
+    """Read a Response of Flask or Werkzeug; a streamed one stays so."""
     headers = read_headers([list(response.headers.items())])
     kind, status = response.content_type or OCTETS, response.status_code
     if response.is_streamed:
@@ -169,8 +169,8 @@ def read_response(response: Response) -> Answer:
 def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
     """An asynchronous generator as a plain one, run by one task in an event loop of its own.
 
-    It runs while a part is waited for. At the end, and where nobody reads on, what it still runs is
-    cancelled, as `asyncio.run` does.
+    The loop runs only while a part is awaited. At the end, or if the reader stops, the tasks that
+    are left are cancelled, as `asyncio.run` does.
     """
     ready, asked = asyncio.Queue[Any](), asyncio.Queue[None]()
 
@@ -195,7 +195,7 @@ def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
 
 
 async def end_tasks() -> None:
-    """End the other tasks of the running loop, that of its generator among them."""
+    """End the other tasks of the running loop, including the generator's."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
@@ -204,10 +204,10 @@ async def end_tasks() -> None:
 
 
 def open_stream(parts: Iterator[Any]) -> tuple[Iterator[bytes], str]:
-    """The bytes that a generator yields, and the content type that its first part tells: texts,
-    bytes, or other values, each as a line of JSON (application/x-ndjson).
+    """The bytes that a generator yields, and the content type of its first part: text, bytes, or
+    other values, each as a line of JSON (application/x-ndjson).
 
-    The first part is made now, so that what fails at once is an error and no stream.
+    The first part is made now, so that an early failure is an error and not a broken stream.
     """
     try:
         first = next(parts)
@@ -230,9 +230,9 @@ def write_part(part: Any) -> bytes:
     return value if isinstance(value, bytes) else encode_json(value) + b"\n"
 
 
-@errors_only("the handler's result")  # which may be a class of its own
+@errors_only("the handler's result")  # its own classes may raise anything
 def to_content(result: Any) -> tuple[Any, str]:
-    """What a handler returned, as (value, "application/json") or as (bytes, content type).
+    """A handler's result as (value, "application/json") or as (bytes, content type).
 
     Arrays of numbers stay arrays, for the encoder to write. Raises HandlerError, with the place in
     the result.
@@ -241,14 +241,14 @@ def to_content(result: Any) -> tuple[Any, str]:
         return bytes(result[0]), result[1]
     if isinstance(result, BYTES):
         return bytes(result), sniff(bytes(result[:12]))
-    image = sys.modules.get("PIL.Image")  # who returns a PIL image has imported it
+    image = sys.modules.get("PIL.Image")  # a PIL image implies the import
     if image is not None and isinstance(result, image.Image):
         return write_png(result), "image/png"
     try:
         if has_numpy(result):
             result = to_numpy(result)
             if isinstance(result, bytes) and sniff(result) != OCTETS:
-                # of tf.io.encode_png, say; else it is a text
+                # of tf.io.encode_png, say; others are text
                 return result, sniff(result)
         return to_json(result, set()), "application/json"
     except Unwritable as error:
@@ -270,14 +270,14 @@ def write_png(image: Any) -> bytes:
         OSError,
         ValueError,
         SystemError,
-    ) as error:  # a truncated file that is read only now; no pixels
+    ) as error:  # a truncated file, read only now; no pixels
         raise HandlerError(f"the image cannot be written as PNG: {explain(error)}") from error
 
 
 class Unwritable(Exception):
-    """Something JSON cannot hold.
+    """A value that JSON cannot hold.
 
-    `place` collects its path from the inside out, so that the good case costs nothing.
+    `place` collects its path, innermost first, as the error rises: good results cost nothing.
     """
 
     def __init__(self, problem: str):
@@ -292,8 +292,8 @@ def has_numpy(value: Any) -> bool:
 
 
 def to_numpy(value: Any) -> Any:
-    """A framework's tensor as NumPy, off its gradient tape and its GPU
-    first where it has such (PyTorch).
+    """A framework's tensor as NumPy; PyTorch's is first detached from its
+    gradients and copied to the CPU.
     """
     try:
         return (value.detach().cpu() if hasattr(value, "detach") else value).numpy()
@@ -306,7 +306,7 @@ def to_numpy(value: Any) -> Any:
 def to_json(value: Any, parents: set[int]) -> Any:
     """The value with what the encoder cannot write replaced or refused.
 
-    `parents` holds the ids of what contains it.
+    `parents` holds the ids of the containers around it.
     """
     if (
         value is None
@@ -339,7 +339,7 @@ def to_json(value: Any, parents: set[int]) -> Any:
     raise Unwritable(f"got {type(value).__name__}")
 
 
-# What is written as a text: dates as in ISO 8601; what JSON's numbers would round, as Flask does.
+# Types with a form of their own, as in Flask: ISO 8601; text for what JSON numbers would round.
 WRITTEN: dict[type, Callable[[Any], Any]] = {
     datetime.datetime: lambda value: value.isoformat() if value == value else None,  # NaT
     datetime.date: datetime.date.isoformat,
@@ -351,7 +351,7 @@ WRITTEN: dict[type, Callable[[Any], Any]] = {
 
 
 def is_frame(value: Any) -> bool:
-    """Whether a value is one of pandas'; who returns one has imported it."""
+    """Whether a value is one of pandas', which is then imported already."""
     pandas = sys.modules.get("pandas")
     kinds = ("DataFrame", "Series", "Index")
     return pandas is not None and (
@@ -360,7 +360,7 @@ def is_frame(value: Any) -> bool:
 
 
 def read_frame_of(value: Any) -> Any:
-    """A frame as a list of rows, each an object; a series or an index as a list; what is missing
+    """A frame as a list of rows, each an object; a series or an index as a list; missing values
     as null.
     """
     pandas = sys.modules["pandas"]
@@ -390,7 +390,7 @@ def to_array(value: Any, parents: set[int]) -> Any:
     numbers in the machine's byte order, text as a list.
     """
     kind = value.dtype.kind
-    if kind == "M":  # ISO 8601, as exact as it is
+    if kind == "M":  # ISO 8601, in its own unit
         texts = np.array(np.datetime_as_string(value), object)
         texts[np.isnat(value)] = None
         return to_json(texts.tolist(), parents)
@@ -414,7 +414,7 @@ def to_array(value: Any, parents: set[int]) -> Any:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written, or the bytes of one."""
+    """Whether a value is text that UTF-8 can write, or the bytes of one."""
     try:
         text = value.decode() if isinstance(value, bytes) else value
         return isinstance(text, str) and (text.isascii() or bool(text.encode()))
@@ -428,7 +428,7 @@ def to_container(value: Any, parents: set[int]) -> dict[str, Any] | list:
     if len(parents) >= MAX_LEVELS:
         raise Unwritable(f"got more than {MAX_LEVELS} levels of lists and objects")
     named = isinstance(value, Mapping)
-    # long lists of plain numbers are let through at the speed of C
+    # long lists of plain numbers pass at the speed of C
     kinds = set() if named else set(map(type, value))
     if (
         kinds == {float}

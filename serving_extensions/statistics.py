@@ -1,4 +1,4 @@
-"""How one deployment fares: the numbers that Datature's page lists, from those of the metrics."""
+"""The numbers of one deployment that Datature's page lists, taken from the metrics."""
 
 import sys
 import time
@@ -11,12 +11,12 @@ from .metrics import Group, read_gpus
 
 
 def describe_statistics(server: ModelServer, ready: Any, since: float | None) -> dict[str, Any]:
-    """A deployment's own numbers, and those of the process that all share; `since`, of the
-    monotonic clock, it has been in force, None for one that is not.
+    """A deployment's numbers, and those of the shared process. `since` (monotonic clock) is when
+    it came into force; None if it is not.
 
     Rates, shares and concurrency are of the last minute: `concurrent_requests` is how many were
-    answered at once on average (the time that all of them took, but for the queue's, by the
-    minute's). `latency_ms` is of the latest 1000 requests.
+    answered at once on average (their total time outside the queue, divided by the minute).
+    `latency_ms` is of the latest 1000 requests.
     """
     metrics = server.state["metrics"]
     now = metrics.now()
@@ -46,7 +46,7 @@ def describe_statistics(server: ModelServer, ready: Any, since: float | None) ->
 
 
 def model_memory(server: ModelServer, deployment: Any) -> int | None:
-    """Bytes of its model, where a memory budget has them measured."""
+    """Bytes of its model; None unless a memory budget measures them."""
     found = server.manager.available.get(deployment.model)
     if found is None:
         return None
@@ -58,8 +58,8 @@ def model_memory(server: ModelServer, deployment: Any) -> int | None:
 
 
 def gpu_type(index: int) -> dict[str, Any]:
-    """What kind of GPU it is, where TensorFlow tells."""
-    with suppress(Exception):  # a driver that says nothing
+    """The kind of a GPU, if TensorFlow tells it."""
+    with suppress(Exception):  # the driver may say nothing
         config = sys.modules["tensorflow"].config
         gpu = config.list_physical_devices("GPU")[index]
         return {"type": config.experimental.get_device_details(gpu)["device_name"]}

@@ -1,9 +1,9 @@
 """Ready client programs in twelve languages: each makes one call of this server and prints the
-answer, the first of them in one line.
+answer; the one for curl is a single line.
 
 The programs are the files of `clients/`: `python.py` sends a picture file to a deployment,
-`call_python.py` makes any other call. `"@URL@"`, `'Bearer @KEY@'` and the like are string literals
-that are filled in; a line whose value a call does not have is left out.
+`call_python.py` makes any other call. String literals such as `"@URL@"` and `'Bearer @KEY@'` are
+filled in; a line whose value the call lacks is left out.
 """
 
 import json
@@ -47,29 +47,29 @@ from .openapi import example_of, example_request, find_default, named_body, size
 
 TEMPLATES = Path(__file__).with_name("clients")
 LITERAL = re.compile(r"""(["'])([^"'@\n]*)@(URL|METHOD|KEY|TYPE|BODY|TEXT|ROUTINES)@\1""")
-# What the shell takes as one argument, and Java as one literal, is some 64 KB.
+# A shell takes some 64 KB as one argument, and Java as one literal.
 LONGEST_BODY = 60_000
 
 
 def quote_backslashed(text: str, mark: str) -> str:
-    """A string literal where `\\` and the quote itself are all that needs a backslash."""
+    """A string literal where only `\\` and the quote itself need a backslash."""
     return mark + text.replace("\\", "\\\\").replace(mark, "\\" + mark) + mark
 
 
 def quote_c(text: str, mark: str) -> str:
-    """A string literal of C, where `??/` may stand for a backslash."""
+    """A string literal of C, where the trigraph `??/` is a backslash."""
     return quote_backslashed(text, mark).replace("?", "\\?")
 
 
 def quote_shell(text: str, mark: str) -> str:
-    """A word of the shell, in single quotes where it needs some."""
+    """A word of the shell, in single quotes if needed."""
     return shlex.quote(text)
 
 
 @dataclass(frozen=True)
 class Language:
-    """A language, or a library of it: the name shown, the program's file, what it needs,
-    and how to run it. `picture.jpg` is there when it sends a picture.
+    """A language, or a library of it: the name shown, the template, the program's file, what it
+    needs, and how to run it. `picture.jpg` is the picture to send, if there is one.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Language:
     needs: str
     run: str
     quote: Callable[[str, str], str] = quote_backslashed
-    one_line: bool = False  # the lines of its template are continued ones
+    one_line: bool = False  # joins the template's continued lines
 
 
 LANGUAGES: dict[str, Language] = {
@@ -169,7 +169,7 @@ def client_code(language: str, url: str, key: str, routines: Sequence[Any]) -> s
 def call_code(language: str, method: str, url: str, key: str | None, body: Any = None) -> str:
     """A program that makes a call with a JSON `body`, or with none, and with or without a key.
 
-    Raises ValueError as `client_code` does, and for a body that is long.
+    Raises ValueError as `client_code` does, and for a body that is too long.
     """
     text = None if body is None else json.dumps(body, allow_nan=False)
     if text is not None and len(text) > LONGEST_BODY:
@@ -193,7 +193,7 @@ def fill_template(language: str, kind: str, values: Mapping[str, str | None]) ->
         raise ValueError(f"There is no client for '{language}'; there are: {', '.join(LANGUAGES)}")
     for name, text in values.items():
         if text is not None and not text.isprintable():
-            # none may hold a line break, nor may the literals that they are put into; the JSON is
+            # neither values nor the literals around them may hold a line break; JSON text is
             # printable ASCII
             raise ValueError(f"The {name.lower()} has characters that cannot be printed")
     known = LANGUAGES[language]
@@ -214,7 +214,7 @@ def fill_template(language: str, kind: str, values: Mapping[str, str | None]) ->
 
 
 def view_client(server: ModelServer, call: Call, deployment: str, language: str) -> Reply:
-    """A program that sends a picture to a deployment, its key left to be filled in."""
+    """A program that sends a picture to a deployment, with `YOUR_KEY` to fill in."""
     path = url_of(view_predict_image, deployment=deployment)
     return tell_code(server, aim(call, "POST", path), language)
 
@@ -254,7 +254,7 @@ def view_call_client(server: ModelServer, call: Call, language: str) -> Reply:
 
 
 def choose_method(server: ModelServer, path: str) -> str:
-    """How a path is called for its answer: as a handler is declared, else by POST before GET."""
+    """The method for a path: a handler's first one, else POST if it is known, else GET."""
     found = find_known(server, "POST", path)
     if found is not None and "endpoint" in found.arguments:
         return found.arguments["endpoint"].methods[0]
@@ -262,9 +262,9 @@ def choose_method(server: ModelServer, path: str) -> str:
 
 
 def aim(call: Call, method: str, path: str, query: str | None = None) -> Call:
-    """The call that a program will make, at the address by which this one came."""
+    """The call that a program will make, at the address that this one used."""
     own = call.environ.get("QUERY_STRING", "")
-    if query is not None:  # as WSGI has it
+    if query is not None:  # as in WSGI
         own = query.encode("utf-8", "surrogateescape").decode("latin-1")
     environ = {"REQUEST_METHOD": method, "QUERY_STRING": own}
     asked = Call({**call.environ, **environ}, quote(path, safe=SAFE), call.prefix)
@@ -272,7 +272,7 @@ def aim(call: Call, method: str, path: str, query: str | None = None) -> Call:
     return asked
 
 
-# Of a path that may be written already: brackets and braces mean something to curl.
+# Kept in a path, which may be quoted already; but curl expands brackets and braces.
 SAFE = "%/:@!$&'()*+,;=~"
 
 
@@ -310,7 +310,7 @@ def address_of(asked: Call, pairs: list[tuple[str, str]]) -> str:
 
 
 def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
-    """Raise ServingError 403 where the caller's key is not for what a call reaches."""
+    """Raise ServingError 403 if the caller's key is not for what a call reaches."""
     caller, reached = asked.caller, list_reached(server, found)
     if found.route.guard != "open" and reached is not None and not caller.may_see(*reached):
         own = ", ".join(sorted(caller.deployments or ())) or "nothing"
@@ -318,7 +318,7 @@ def refuse_unseen(server: ModelServer, asked: Call, found: Found) -> None:
 
 
 def body_to_show(server: ModelServer, found: Found, method: str) -> Any:
-    """A body that what a call reaches answers, or one whose `YOUR_INPUT` is to be replaced."""
+    """A body that works for a call, or one with `YOUR_INPUT` to replace; None for no body."""
     if found.route.view is view_infer:
         return example_of_model(server, **found.arguments)
     if found.route.view is view_infer_v2:
@@ -329,7 +329,7 @@ def body_to_show(server: ModelServer, found: Found, method: str) -> Any:
 def example_of_model(
     server: ModelServer, model: str, verb: str, version: int | None = None, label: str | None = None
 ) -> dict[str, Any]:
-    """As `body_to_show`, of a model; raises what asking the model itself would."""
+    """As `body_to_show`, for a model; raises what a call of the model would."""
     _, servable = server.start().manager.find(model, version, label)
     if verb != "predict":
         return {"examples": ["YOUR_INPUT"]}
@@ -344,7 +344,7 @@ def example_of_model(
 def example_of_tensors(
     server: ModelServer, model: str, version: int | None = None
 ) -> dict[str, Any]:
-    """As `example_of_model`, an inference request of KServe V2."""
+    """As `example_of_model`, for an inference request of KServe V2."""
     _, servable = server.start().manager.find(model, version, None)
     name, signature = find_default(servable) or ("serving_default", Signature({}, {}))
     inputs, example = signature.inputs, example_request(signature)

@@ -1,9 +1,9 @@
-"""`--completion bash` and `--completion zsh`: what makes a shell complete the command line.
+"""`--completion bash` and `--completion zsh`: print a script that completes the command line.
 
     source <(serving --completion bash)
 
-Made of the options themselves, so that there is nothing to keep in step, and no server is asked at
-each key.
+The script is made from the options themselves, so that nothing is kept in step by hand, and
+completing starts no server.
 """
 
 import re
@@ -48,7 +48,7 @@ def completion(source: Any, shell: str) -> int:
 
 
 def every_option() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each spelling of each option, with what argparse is told of it; extensions' own too."""
+    """Each spelling of each option, extensions' included, with its arguments for argparse."""
     named = [(name, told) for names, told in OPTIONS for name in names]
     yield from named
     for name in commands(installed()):
@@ -57,7 +57,7 @@ def every_option() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def zsh_arguments() -> Iterator[str]:
-    """Each option as zsh's `_arguments` has it: `--port[port to listen on]:PORT:_files`."""
+    """Each option as zsh's `_arguments` wants it: `--port[port to listen on]:PORT:_files`."""
     yield "--help[show this help message and exit]"
     for name, told in every_option():
         text = re.sub(r" \([^()]*(%\(default\)s)?\)", "", told.get("help", ""))

@@ -43,7 +43,7 @@ from .core import (
 from .handlers import Handler, HandlerError, check_function
 from .results import Answer, to_answer
 
-# Of a stream: nginx, which else gathers an answer before it passes it on, passes each part at once.
+# For streams: makes nginx pass each part on at once instead of gathering the whole answer.
 UNBUFFERED = ("X-Accel-Buffering", "no")
 
 
@@ -51,7 +51,7 @@ UNBUFFERED = ("X-Accel-Buffering", "no")
 class Context:
     """What a function may know of a call: its second argument.
 
-    `server` calls served models, as part of this call: `server.predict(...)`.
+    `server.predict(...)` and the like call served models as part of this call.
     """
 
     key: str
@@ -61,8 +61,8 @@ class Context:
 
 
 class Asked:
-    """A server, for a function that answers a call: what is asked of it is part of that call, has
-    the same deadline, and stands in its line of the log. All else is the ModelServer's.
+    """The server for a function that answers a call: what it asks is part of that call, shares
+    its deadline and appears in its line of the log. All else is the ModelServer's.
     """
 
     TRACED = ("classify", "lease", "metadata", "predict", "predict_image", "regress")
@@ -79,7 +79,7 @@ class Asked:
 class Endpoint:
     """A function behind a URL.
 
-    `wanted` is the config's envelope; with none given, that which the function is marked with.
+    `wanted` is the config's envelope; None leaves it to the function's mark.
     """
 
     path: str
@@ -98,11 +98,11 @@ class Endpoint:
 
 
 def find_envelope(server: ModelServer, name: str | None) -> Envelope | None:
-    """An envelope by its name in a config, None for what the function says; ValueError for none."""
+    """An envelope by its name in a config; None for None. Raises ValueError for other names."""
     if name is None:
         return None
     known = {"none": FULL}
-    for extension in reversed(server.extensions):  # the first has its way
+    for extension in reversed(server.extensions):  # the first wins
         known |= extension.envelopes
     if name not in known:
         raise ValueError(f"expected one of {', '.join(sorted(known))}, got '{name}'")
@@ -114,7 +114,7 @@ def declare(
 ) -> Endpoint:
     """An endpoint from Python, ready at once.
 
-    Raises ServingError for a path that no config would take, HandlerError for the function.
+    Raises ServingError for a path or envelope that no config takes, HandlerError for the function.
     """
     if not re.fullmatch(r"(/[\w.~-]+)+", path):
         raise ServingError(
@@ -133,9 +133,9 @@ def declare(
 
 
 def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
-    """POST (or what `methods` names) runs the function.
+    """Run the function for POST, or what `methods` names.
 
-    GET loads it if it is not loaded, and pings.
+    Any other GET loads it if needed and says `ready`.
     """
     if call.method not in endpoint.methods:
         if call.method != "GET":
@@ -158,7 +158,7 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
 
 
 def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Answer) -> Reply:
-    """An answer of a handler as it goes out; JSON of a good status in the endpoint's envelope."""
+    """A handler's answer as a reply; the envelope wraps only JSON with a status below 400."""
     if answer.stream is not None:
         stream = limit_stream(server, call, endpoint, answer.stream)
         headers = answer.headers
@@ -175,9 +175,9 @@ def write_reply(server: ModelServer, call: Call, endpoint: Endpoint, answer: Ans
 def limit_stream(
     server: ModelServer, call: Call, endpoint: Endpoint, parts: Iterator[bytes]
 ) -> Iterator[bytes]:
-    """A stream up to the bytes and the time that an answer may have.
+    """A stream within the bytes and the time that an answer may take.
 
-    Beyond them it breaks off, which the client sees as a transfer without its end.
+    Beyond them it breaks off, and the client sees an incomplete transfer.
     """
     sent, most = 0, server.config.server.max_unpacked_bytes
     try:
@@ -198,14 +198,14 @@ def limit_stream(
             close()
 
 
-REIMPORT_SECONDS = 5.0  # a module that could not be imported is not tried sooner by who calls it
+REIMPORT_SECONDS = 5.0  # calls do not retry a failed import sooner
 
 
 def load_handler(
     server: ModelServer, endpoint: Endpoint, seconds: float, again: bool = False
 ) -> None:
-    """Have the loader import the function's module, unless it is there; `again` although it has
-    just failed.
+    """Have the loader import the function's module, unless it is ready; `again`: even if that
+    has just failed.
     """
     handler = endpoint.handler
     if handler.ready:
@@ -222,7 +222,7 @@ def is_worth_a_try(handler: Handler) -> bool:
 
 
 def try_import(handler: Handler, again: bool) -> None:
-    """Import a module, unless another request has just tried: the error is the handler's."""
+    """Import a module, unless another request has just tried; the handler keeps the error."""
     if not handler.ready and (again or is_worth_a_try(handler)):
         with contextlib.suppress(HandlerError):
             handler.load()
@@ -230,19 +230,19 @@ def try_import(handler: Handler, again: bool) -> None:
 
 def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
     """A request's body for the function: the JSON value out of its envelope, None without a body,
-    what a form holds, or bytes where the content type, or else the body, is no JSON's.
+    a form's parts, or bytes if the content type (or, lacking one, the body) is not JSON.
     """
     body, kind = read_body(server, call), call.mimetype
     if kind == "multipart/form-data":
         return read_parts(call, body)
-    # curl names a form whatever it sends by -d, and nothing by -T
+    # curl declares a form for all -d bodies, and no type for -T
     unknown = kind in ("", "application/x-www-form-urlencoded")
     if kind.endswith("json") or unknown and IS_JSON.match(body):
         return envelope.unwrap(parse_json(body)) if body else None
     return body
 
 
-# An object, a list or a text begins; or a number or a word is all there is.
+# An object, a list or a string begins; or the whole is a number, a word or empty.
 IS_JSON = re.compile(
     rb"[ \t\r\n]*(?:[{\[\"]|\xef\xbb\xbf"
     rb"|(?:-?(?:\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|Inf(?:inity)?)|true|false|null|NaN)?[ \t\r\n]*\Z)"
@@ -250,8 +250,8 @@ IS_JSON = re.compile(
 
 
 def read_parts(call: Call, body: bytes) -> Any:
-    """The bytes of a form's one part, where that is a file; else its parts by name: of files the
-    bytes, of fields the text (bytes where it is no UTF-8), a list where a name comes again.
+    """The bytes of a form's only part, if that is a file; else its parts by name: files as bytes,
+    fields as text (bytes if not UTF-8), a list for a name that is repeated.
     """
     fields, files = parse_form(call, body)
     try:
@@ -279,11 +279,11 @@ def as_text(value: bytes) -> str | bytes:
 def run_handler(endpoint: Endpoint, value: Any, context: Context) -> Any:
     """The function's result.
 
-    After `timeout_seconds` 504, and a call that has not begun by then never does.
+    After `timeout_seconds` the answer is 504; a call that has not begun by then never does.
     """
     if endpoint.pool is None:
         return endpoint.handler.call(value, context)
-    run = contextvars.copy_context().run  # the site's: flask.g, flask.request
+    run = contextvars.copy_context().run  # with the site's flask.g, flask.request
     future = endpoint.pool.submit(run, endpoint.handler.call, value, context)
     seconds = endpoint.timeout_seconds
     return result_within(future, seconds, f"{endpoint.path} took longer than {seconds:g} s")
@@ -299,7 +299,7 @@ def tell_taken(path: str) -> str:
 def prepare_endpoint(
     server: ModelServer, config: Any, wanted: Envelope | None, threads: int
 ) -> Endpoint:
-    """A handler of the config; the function itself is imported by the loader."""
+    """The endpoint of a config's handler; the loader imports the function."""
     handler = server.kept.setdefault(
         kept_as(config), Handler(config.function, server.folder, config.model_dir)
     )
@@ -312,14 +312,14 @@ def prepare_endpoint(
 
 
 def kept_as(config: Any) -> tuple[Any, ...]:
-    """Under which a handler of the config is kept."""
+    """The key of a config's handler in `server.kept`."""
     return "handler", config.function, config.model_dir
 
 
 def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
     """The endpoints of a config and of `ModelServer.endpoint`, by path.
 
-    Raises ConfigError for a path that is the server's own.
+    Raises ConfigError for the server's own paths and unknown envelopes.
     """
     own: dict[str, Endpoint] = {}
     for index, handler in enumerate(config.handlers):
@@ -347,14 +347,14 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     for index, config in enumerate(server.config.handlers):
         handler = endpoints_of(server)[config.path].handler
         import_handler(handler, place_of(index, config), outcome, polling)
-    # The threads of a pool end with its last call.
+    # The threads of a dropped pool end with its last call.
     server.drop("pool", [("pool", config.path) for config in server.config.handlers])
     server.drop("handler", list(map(kept_as, server.config.handlers)))
 
 
 def import_handler(handler: Handler, path: str, outcome: Outcome, polling: bool) -> None:
-    """Import a function's module if it is not there or, at a reload, has changed: a file may be
-    half written, only the operator knows when it is whole. A failing one leaves the old one.
+    """Import a function's module if it is not there or, at a reload, has changed. Polling looks for
+    no changes: only the operator knows when a file is whole. A failed import keeps the old one.
     """
     if not polling or outcome.config_read or not (handler.ready or handler.error):
         try:
@@ -388,7 +388,7 @@ def find(server: ModelServer, method: str, path: str) -> Found | None:
 
 
 def check(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """What handlers a config has, and what they name that is not there."""
+    """The handlers of a config, and what they name that does not exist."""
     problems: list[str] = []
     for index, handler in enumerate(server.config.handlers):
         if problem := check_function(handler.function, server.folder):
@@ -407,7 +407,7 @@ def end(server: ModelServer) -> None:
 
 
 def report(server: ModelServer, address: str) -> None:
-    """Print each endpoint, and how to ask one."""
+    """Print each endpoint, and how to call one."""
     for path, endpoint in endpoints_of(server).items():
         print(f"  {path}: {'ready' if endpoint.handler.ready else endpoint.handler.error}")
     for path in list(endpoints_of(server))[:1]:

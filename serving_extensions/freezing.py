@@ -1,4 +1,4 @@
-"""Turn a graph's variables into constants: convolutional networks on a CPU run faster so.
+"""Turn a graph's variables into constants: convolutional networks then run faster on a CPU.
 
 Whether a model is frozen depends only on its graph and config, never on measured times.
 """

@@ -45,7 +45,7 @@ except Exception as error:
     print(f"\\f{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(status)
 """
-NOT_EXPORTED = 2  # exit status once Keras has read the file
+NOT_EXPORTED = 2  # exit status if only the export itself fails
 # Lines of Keras' errors that tell only the context; the reason follows.
 BEGINNING = re.compile(r"(\w+: )?(in user code|Exception encountered when calling .*)|.*:")
 

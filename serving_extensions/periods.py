@@ -1,4 +1,4 @@
-"""Periods of quotas: what `"calls": 1000, "period": "day"` counts within."""
+"""Periods of quotas, such as that of `"calls": 1000, "period": "day"`."""
 
 import calendar
 import time
@@ -9,7 +9,7 @@ SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
 def period_of(now: float, period: str) -> tuple[int, int]:
     """When the period that holds `now` began and when it ends, in whole seconds since the epoch.
 
-    Calendar months, UTC; `usage` is counted by the month.
+    A `month` is a calendar month, UTC; so is `usage`.
     """
     if period in SECONDS:
         start = int(now) // SECONDS[period] * SECONDS[period]

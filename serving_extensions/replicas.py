@@ -48,8 +48,8 @@ def load_replicas(
 ) -> Servable:
     """Load a model once for each entry of `devices`; all of them or none.
 
-    `label` is the model's name, for the log. Raises what `load` raises, and LoadError where each
-    would write what the others do not see.
+    `label` is the model's name, for the log. Raises what `load` raises, and LoadError if every
+    signature writes state that replicas do not share.
     """
     replicas: list[Servable] = []
     refused: dict[str, str] = {}
@@ -65,9 +65,9 @@ def load_replicas(
 
 
 def refuse_state(servable: Servable, label: str) -> dict[str, str]:
-    """Why some signatures cannot be called, by name: they write what replicas would not share.
+    """Why some signatures cannot be called, by name: they write what replicas do not share.
 
-    Raises LoadError where none is left.
+    Raises LoadError if none is left.
     """
     refused = {}
     for name, call in servable.callables.items():
@@ -87,7 +87,7 @@ def refuse_state(servable: Servable, label: str) -> dict[str, str]:
 
 
 class Replicas(Servable):
-    """Several servables of one model as one; they are its own, and retired with it."""
+    """Several servables of one model as one, which owns and retires them."""
 
     def __init__(
         self, replicas: Sequence[Servable], devices: Sequence[str], refused: Mapping[str, str]

@@ -1,6 +1,6 @@
-"""Wrong keys slowed down by the address they come from: beyond so many a minute it is answered 429.
+"""Limit wrong keys by client address: beyond a number a minute, the address is answered 429.
 
-No thread waits for that, and what is remembered is bounded.
+No thread waits for that, and memory is bounded.
 """
 
 import ipaddress
@@ -26,27 +26,27 @@ from .core import (
 )
 
 DEFAULT = 30  # wrong keys a minute where the config has `admin`
-MOST_KNOWN = 10_000  # addresses that are remembered, and keys that were right
+MOST_KNOWN = 10_000  # remembered addresses, and remembered right keys
 MINUTE = 60.0
 
 
 class WrongKeys:
-    """How many wrong keys came from where, in the minute since the first; and which were right.
+    """Counts of wrong keys by address in the minute since the first; and keys that were right.
 
-    The same one again is no guess: a page that is left open asks with a key that has gone.
+    The last wrong key again is no new guess: an open page may repeat a key that was removed.
 
-    Where many share an address (a proxy, an office) whose keys were right before are let in on:
-    only keys that nobody has shown from there yet are not looked at for the rest of the minute.
+    Many clients may share an address (a proxy, an office). Keys that were right from there before
+    are still let in: only keys new to the address are refused for the rest of the minute.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._lock = clock, threading.Lock()
-        # since when, how many, the digest of the last
+        # by network: start, count, digest of the last one
         self._wrong: OrderedDict[str, tuple[float, int, str]] = OrderedDict()
         self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def seconds_to_wait(self, address: str, token: str, most: int) -> int:
-        """Seconds for which a key from an address is not looked at; 0 where it is."""
+        """Seconds for which a key from an address is not checked; 0 if it is."""
         nothing = 0.0, 0, ""
         since, count, _ = self._wrong.get(network_of(address), nothing) if self._wrong else nothing
         left = since + MINUTE - self._clock()
@@ -75,8 +75,8 @@ class WrongKeys:
 
 
 def client_address(environ: Mapping[str, Any]) -> str:
-    """The client's address. Of one that a proxy has told, waitress takes what follows the last
-    colon of `::ffff:192.0.2.1` for a port, and leaves `[2001:db8::1]:443` as it is.
+    """The client's address. In an address from a proxy, waitress takes what follows the last colon
+    of `::ffff:192.0.2.1` for a port, and leaves `[2001:db8::1]:443` as it is.
     """
     address = environ.get("REMOTE_ADDR") or ""
     if address == "::ffff":
@@ -85,7 +85,7 @@ def client_address(environ: Mapping[str, Any]) -> str:
 
 
 def network_of(address: str) -> str:
-    """What one client has: an address, of IPv6 the 64 bits that are a network's."""
+    """What one client has: an IPv4 address, or an IPv6 network of 64 bits."""
     if ":" not in address:
         return address
     try:
@@ -98,12 +98,12 @@ def network_of(address: str) -> str:
 
 
 def most_wrong(config: Config) -> int | None:
-    """How many wrong keys a minute an address may send; None for any."""
+    """How many wrong keys a minute an address may send; None for no limit."""
     return config.auth.wrong_keys_per_minute or (DEFAULT if config.admin else None)
 
 
 def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
-    """Who calls by the config's keys, as the core tells; wrong keys are counted."""
+    """The caller by the config's keys, as in the core; wrong keys are counted."""
     reached = list_reached(server, found)
     return identify_for(server, call, reached, is_counted(call, found.route))
 
@@ -111,8 +111,8 @@ def identify(server: ModelServer, call: Call, found: Found) -> Caller | None:
 def identify_for(
     server: ModelServer, call: Call, reached: list[str] | None, counted: bool = True
 ) -> Caller | None:
-    """Who calls by a key for one of the deployments `reached`, None for any key; None where the
-    request has no key, or nobody counts wrong ones. A quota counts the call if it is `counted`.
+    """The caller by a key for one of the deployments `reached` (None: any key). None if the
+    request has no key, or wrong keys are not limited. If `counted`, a quota counts the call.
     """
     most = most_wrong(server.config)
     if most is None or not any(tokens := tokens_of(call.headers)):
@@ -136,7 +136,7 @@ def identify_for(
 
 
 def is_unknown(server: ModelServer, tokens: list[str]) -> bool:
-    """Whether there is no such key at all: one that has expired is no guess."""
+    """Whether a token is no key at all: an expired key is no guess."""
     ring: Any = server.prepared.keys
     return any(ring.find(token) is None for token in tokens)
 

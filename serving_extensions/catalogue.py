@@ -43,9 +43,9 @@ OUTLINE = (230, 60, 60)  # of tiles
 
 
 def view_deployments(server: ModelServer, call: Call) -> Reply:
-    """All that is served, as far as the key is for it, and how to ask it; never waits for a model.
+    """All that is served and the key is for, and how to call it; never waits for a model.
 
-    `loading` tells how many of the configured models are there, or have failed.
+    `loading` tells how many models there are, and which are still awaited.
     """
     server.start()
     every = server.models()
@@ -83,8 +83,8 @@ def describe_language(name: str) -> dict[str, str]:
 
 
 def describe_key(server: ModelServer, call: Call) -> dict[str, Any]:
-    """Whose key it is, and the deployments and handlers that it is for: null for all; whether it
-    may change what is served.
+    """The key's name, the deployments and handlers that it is for (null: all), and whether it may
+    change what is served.
     """
     caller, limited = call.caller, call.caller.deployments
     only = None if limited is None else sorted(limited)
@@ -92,14 +92,14 @@ def describe_key(server: ModelServer, call: Call) -> dict[str, Any]:
 
 
 def may_manage(server: ModelServer, call: Call) -> bool:
-    """Whether the request's key is an admin's; looked at also where it was let in without: by a
-    host site's check, or where nothing that is served needs a key.
+    """Whether the request's key is an admin's. Checked even if the request needed no key: a host
+    site let it in, or nothing that is served needs one.
     """
     if server.config.admin is None:
         return False
     key = call.caller.key
     if key is None:
-        with suppress(ServingError):  # a wrong key, which opens nothing more
+        with suppress(ServingError):  # a wrong key allows nothing more
             found = identify_for(server, call, None)
             key = found.key if found else None
     return key is not None and key.admin
@@ -113,7 +113,7 @@ def describe_loading(server: ModelServer, models: list[dict[str, Any]]) -> dict[
 
 
 def state_of(server: ModelServer, model: dict[str, Any]) -> str:
-    """`ready`, `failed`, `loading` or `empty` (a model of no versions)."""
+    """`ready`, `failed`, `loading` or `empty` (a model without versions)."""
     if model["name"] in server.manager.available:
         return "ready"
     if reason_told(model):
@@ -144,11 +144,11 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
 
 
 def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
-    """What each loaded version costs and how much it is asked, by `model/version`.
+    """What each loaded version costs and how often it is called, by `model/version`.
 
-    `memory_bytes` is what was measured, which a budget is needed for, else null; `file_bytes` what
-    its files have; `calls` and `last_used` (seconds since 1970, or null) are since the start: what
-    a pipeline asks of its models counts as the pipeline's.
+    `memory_bytes` is measured only under a memory budget, else null; `file_bytes` is the size of
+    its files. `calls` and `last_used` (seconds since 1970, or null) are since the start; a
+    pipeline's calls of its models count as the pipeline's.
     """
     residency = server.state["on_demand"]
     on_demand = {entry.name: entry for entry in residency.known()}
@@ -181,7 +181,7 @@ def describe_versions(server: ModelServer, call: Call) -> dict[str, Any]:
     return found
 
 
-@functools.lru_cache(256)  # it asks the disk, and fingerprints change with the files
+@functools.lru_cache(256)  # it reads the disk; fingerprints change with the files
 def file_bytes(fingerprint: tuple) -> int:
     """Bytes of the files of a version, folders themselves left out."""
     return sum(size for path, size, *_ in fingerprint if os.path.isfile(path))
@@ -220,7 +220,7 @@ def links_of(inputs: Any) -> list[dict[str, str]]:
 
 
 def describe_handlers(server: ModelServer, call: Call) -> list[dict[str, Any]]:
-    """The endpoints whose URLs a config or Python names."""
+    """The endpoints of the config and of Python, if the key is for them."""
     return [
         {
             "path": path,
@@ -247,16 +247,16 @@ def state_of_handler(handler: Any) -> str:
 
 
 def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> dict[str, Any]:
-    """How to ask a deployment; `failure` is why its model could not be loaded."""
+    """How to call a deployment; `failure` is why its model could not be loaded."""
     config, labels = ready.config, ready.labels
     state, reason = "ready", ready.problem or ""
     available = config.model in server.manager.available
     try:
-        if not available:  # `find` waits for a model that is loading
+        if not available:  # `find` would wait while it loads
             raise NotFound("its model is not loaded")
         _, servable = server.manager.find(config.model, config.version, config.version_label)
         labels = ready.model_of(servable).labels
-    except Exception as error:  # not there, or no model of pictures
+    except Exception as error:  # missing, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
         reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))
     learning = config.active_learning
@@ -279,14 +279,14 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
 
 
 def example_body(server: ModelServer, model: str) -> Any:
-    """A predict body that a model answers, where one can be made up."""
+    """A predict body that a model answers, if one can be made up."""
     newest = newest_of(server, model)
     return newest and example_of(newest)
 
 
 def list_examples(server: ModelServer, model: str) -> dict[str, dict[str, str]]:
-    """By signature of the newest version, and input: the tf.train.Example or picture's file that it
-    takes, as base64.
+    """By signature of the newest version, then by input: the tf.train.Example or picture file that
+    it takes, as base64.
     """
     newest = newest_of(server, model)
     return {name: texts_of(one) for name, one in (newest.signatures.items() if newest else ())}
@@ -301,7 +301,7 @@ KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def describe_routine(kind: Any) -> dict[str, Any]:
-    """A routine's declaration, for fields to fill in."""
+    """A routine's declaration, for the fields of a form."""
     hints = typing.get_type_hints(kind)
     arguments = [
         {
@@ -323,7 +323,7 @@ def describe_routine(kind: Any) -> dict[str, Any]:
 
 
 def kind_of(hint: Any) -> str:
-    """number, integer, string, boolean, numbers, strings or map; of a union the richest."""
+    """number, integer, string, boolean, numbers, strings or map; for a union the richest."""
     options = (
         typing.get_args(hint)
         if typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -340,7 +340,7 @@ def kind_of(hint: Any) -> str:
 
 
 def find_own(server: ModelServer, call: Call, deployment: str) -> Any:
-    """A deployment that the caller's key is for; looking at it is no call that a quota counts."""
+    """A deployment that the caller's key is for, without counting a call. Raises ServingError."""
     if not call.caller.may_see(deployment):
         raise ServingError(f"The key is not for '{deployment}'", "PERMISSION_DENIED")
     return find_deployment(server, deployment)
@@ -362,10 +362,9 @@ def view_sample(server: ModelServer, call: Call, deployment: str, name: str) -> 
 def view_preview(server: ModelServer, call: Call, deployment: str) -> Reply:
     """A picture as the model is shown it: decoded, upright, after the routines before the model.
 
-    The body is that of /predict; no model is asked. With `?whole=1` it is the picture that came,
-    upright, before any routine. Answers a PNG of at most 1600 pixels a side; `X-Picture-Size` is
-    the picture's own width and height (`4000x3000`), `X-Shown-Size` that of what the model is
-    shown. Tiles are outlined.
+    The body is that of /predict; no model runs. With `?whole=1` no routine runs either. Answers a
+    PNG of at most 1600 pixels a side, with tiles outlined. `X-Picture-Size` is the picture's own
+    width and height (`4000x3000`), `X-Shown-Size` that of what the model is shown.
     """
     ready = find_own(server, call, deployment)
     image, chain = read_image(server, call, ready.config)
@@ -387,7 +386,7 @@ def tell_size(pixels: np.ndarray) -> str:
 
 
 def draw_preview(shown: np.ndarray, steps: Sequence[Any]) -> bytes:
-    """RGB pixels [H, W, 3], made smaller, a routine's tiles outlined, as a PNG."""
+    """RGB pixels [H, W, 3] as a PNG: shrunk, with a routine's tiles outlined."""
     tile = routines.find_tile(steps)
     windows = tile.windows(shown) if tile else ()
     shrink = min(1.0, PREVIEW_PIXELS / max(shown.shape[:2]))

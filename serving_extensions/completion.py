@@ -2,8 +2,8 @@
 
     source <(serving --completion bash)
 
-The script is made from the options themselves, so that nothing is kept in step by hand, and
-completing starts no server.
+The script is made from the options, so that nothing is kept in step by hand, and no server runs
+at each key.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""The config file as it is changed over REST: secrets hidden, what differs by place, written whole
-or not at all, the last ones kept beside it.
+"""The config file as it is changed over REST: secrets hidden, differences by place, written whole
+or not at all, the last versions kept beside it.
 """
 
 import contextlib
@@ -22,25 +22,25 @@ from .core import BadRequest, NotFound, ServingError, read_file
 
 try:
     import fcntl
-except ImportError:  # Windows: writers of one process are told apart, of several they are not
+except ImportError:  # Windows: only writers of one process exclude each other
     fcntl = None  # type: ignore[assignment]
 
 HIDDEN = "<hidden>"
 KEPT_CONFIGS = 10  # earlier configs beside the file
-MOST_TOLD = 1000  # places in one answer
+MOST_TOLD = 1000  # changes in one answer
 
 # --- secrets --------------------------------------------------------------------------------------
 
-# Names of members whose text may be one; hiding too much costs nothing, since it comes back.
+# Names of members that may hold one; hiding too much is harmless: `restore` brings it back.
 SECRETS = re.compile(
     r"(?i)pass(word|wd|phrase)?$|secret|(^|[_-])token$|credential|api_?key|private_?key|^key$|sha256"
 )
-LOGIN = re.compile(r"(?s)(?<=://).*@")  # greedy: an @ in a password that should have been %40
+LOGIN = re.compile(r"(?s)(?<=://).*@")  # greedy: a password may hold an @ that should be %40
 OPTION = re.compile(r"(?i)([?&][^=&#]*(?:pass|secret|token|key|credential)[^=&#]*=)[^&#]+")
 
 
 def hide(value: Any, name: str = "") -> Any:
-    """A JSON value without what may be a secret: by the member's `name`, and logins in URLs."""
+    """A JSON value without possible secrets: members by `name`, logins and options in URLs."""
     if isinstance(value, dict):
         return {key: hide(one, key) for key, one in value.items()}
     if isinstance(value, list):
@@ -54,10 +54,10 @@ def hide(value: Any, name: str = "") -> Any:
 
 
 def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
-    """A JSON value with what is hidden in it as it is in `old`, at the same place.
+    """A JSON value with hidden parts replaced by those of `old` at the same place.
 
-    Entries of lists are the same by their names, else by their numbers. Raises BadRequest for what
-    is hidden and not there.
+    List entries are matched by name, else by index. Raises BadRequest for a hidden part that `old`
+    lacks.
     """
     if isinstance(new, dict):
         there = old if isinstance(old, dict) else {}
@@ -80,8 +80,8 @@ def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
 
 
 def identities(old: list[Any], new: list[Any]) -> list[list[Any]]:
-    """What the entries of two states of a list are known by: their numbers, where two of either
-    have one name.
+    """What identifies the entries of two states of a list; their indices, if two entries of either
+    share a name.
     """
     lists = [[identity(one, index) for index, one in enumerate(each)] for each in (old, new)]
     if all(len(set(each)) == len(each) for each in lists):
@@ -90,8 +90,8 @@ def identities(old: list[Any], new: list[Any]) -> list[list[Any]]:
 
 
 def identity(entry: Any, index: int) -> Any:
-    """What an entry of a list is known by: its name, as the config's sections have it; else its
-    number.
+    """What identifies an entry of a list: its name, as the config's sections have it; else its
+    index.
     """
     if isinstance(entry, dict):
         inner = entry["config"] if isinstance(entry.get("config"), dict) else entry
@@ -105,9 +105,9 @@ def identity(entry: Any, index: int) -> Any:
 
 
 def compare_json(old: Any, new: Any) -> list[dict[str, Any]]:
-    """Where two JSON values differ: `path`, `old` where there was something, `new` where there is.
+    """Where two JSON values differ: `path`, `old` if there was a value, `new` if there is one.
 
-    Secrets are hidden, and told as different all the same.
+    Secrets are hidden, but their changes are listed.
     """
     found = list(find_changes(old, new, "$", ""))
     return found[:MOST_TOLD]
@@ -130,7 +130,7 @@ def find_changes(old: Any, new: Any, path: str, name: str) -> Iterator[dict[str,
 
 
 def compare_lists(old: list, new: list, path: str, name: str) -> Iterator[dict[str, Any]]:
-    """Entries by name: what is removed has its number of before, all else its number now."""
+    """Compare entries by name: removed ones have their old index, all others the new one."""
     before, after = (
         {known: index for index, known in enumerate(each)} for each in identities(old, new)
     )
@@ -154,7 +154,7 @@ def compare_lists(old: list, new: list, path: str, name: str) -> Iterator[dict[s
 
 
 def etag_of(text: bytes) -> str:
-    """What tells one state of the file from another, as HTTP's ETag."""
+    """The HTTP ETag of a state of the file."""
     return f'"{hashlib.sha256(text).hexdigest()[:32]}"'
 
 
@@ -165,7 +165,7 @@ def spell_config(value: Any) -> bytes:
 
 @dataclass(frozen=True)
 class Kept:
-    """An earlier config beside the file; `undone` is one that a rollback took back."""
+    """An earlier config beside the file; `undone`: a rollback replaced it."""
 
     path: Path
     number: int
@@ -184,7 +184,7 @@ class Kept:
 class ConfigFile:
     """A config file that several writers may change: each reads, decides and writes within `held`.
 
-    `find` answers None where the config is no file. Links are followed.
+    `find` returns None if the config is no file. Links are followed.
     """
 
     def __init__(self, find: Callable[[], Path | None]):
@@ -223,7 +223,7 @@ class ConfigFile:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bytes]:
-        """The file's bytes, which no other writer changes within a `with`; people's editors may."""
+        """The file's bytes; within a `with` no other writer changes them, but an editor may."""
         with self._lock, locked(self.path.parent):
             yield self.read()
 
@@ -241,16 +241,16 @@ class ConfigFile:
         return sorted(found, key=lambda one: one.number, reverse=True)
 
     def write(self, old: bytes, new: bytes, undone: bool = False) -> None:
-        """Put `new` in the place of `old`, which is kept; within `held` alone.
+        """Replace `old` by `new`, and keep `old`. Call it only within `held`.
 
-        At every moment, a kill or a loss of power included, the file is the one or the other.
-        Raises ServingError where it cannot be written, or where somebody has changed it meanwhile.
+        Even after a kill or a loss of power the file is one of the two. Raises ServingError if it
+        cannot be written, or somebody has changed it meanwhile.
         """
         path, earlier = self.path, self.kept()
         number = earlier[0].number + 1 if earlier else 1
         kept = path.with_name(f"{path.name}.{number:06d}.{'undone' if undone else 'kept'}")
         with write_errors():
-            pattern = f".{glob.escape(path.name)}.*.tmp"  # of one that was ended
+            pattern = f".{glob.escape(path.name)}.*.tmp"  # of a killed write
             for left in path.parent.glob(pattern):
                 left.unlink(missing_ok=True)
             replace(kept, old, path)
@@ -266,8 +266,8 @@ class ConfigFile:
                 one.path.unlink()
 
     def find_kept(self, text: bytes, name: str | None) -> Kept:
-        """The earlier config of a name; without one the latest that is not undone and differs from
-        `text`, the file as it is. Raises NotFound.
+        """The earlier config called `name`; for None the latest that is not undone and differs from
+        `text`, the current file. Raises NotFound.
         """
         for one in self.kept():
             if one.name == name or name is None and not one.undone and read_file(one.path) != text:
@@ -288,7 +288,7 @@ def unwritable(reason: str, what: str = OF_FILE) -> ServingError:
 
 @contextlib.contextmanager
 def write_errors(what: str = OF_FILE) -> Iterator[None]:
-    """Raise what the disk refuses as a ServingError: 409, 507 where it is full."""
+    """Raise the disk's errors as ServingError: 507 if it is full, else 409."""
     try:
         yield
     except OSError as error:
@@ -302,7 +302,7 @@ def write_errors(what: str = OF_FILE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that write here out within a `with`: workers that share one file."""
+    """Exclude other processes that write here within a `with`: workers that share a file."""
     if fcntl is None or not os.access(folder, os.R_OK):
         yield
         return
@@ -340,7 +340,7 @@ def replace(path: Path, text: bytes, like: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can."""
+    """Flush a folder's entries to the disk, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,6 @@
-"""A version's files told by their SHA-256: manifest.sha256, as sha256sum writes and checks it.
+"""The SHA-256 of a version's files: manifest.sha256, as sha256sum writes and checks it.
 
-Where a version folder has one, its files must fit at every load: none missing, none changed, none
-besides.
+If a version folder has one, its files must fit it at every load: none missing, changed or added.
 """
 
 import contextlib
@@ -31,12 +30,12 @@ from .core import (
 
 MANIFEST = "manifest.sha256"
 LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-ODD_NAME = re.compile(r"[\\\r\n]")  # what sha256sum writes in another way
+ODD_NAME = re.compile(r"[\\\r\n]")  # sha256sum would escape these
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a version by their names below its folder, in order; not those with a name that
-    begins with a dot, which systems leave behind and no model is made of.
+    """The files of a version by their names below its folder, sorted; without dotfiles, which
+    systems leave behind and no model needs.
     """
     if folder.is_file():  # a .keras file is the whole version
         return {folder.name: folder}
@@ -65,7 +64,7 @@ def spell_manifest(digests: dict[str, str]) -> str:
 
 
 def read_manifest(text: str) -> dict[str, str]:
-    """Digests by name. Raises LoadError for a line that is none of a file with a plain name."""
+    """Digests by file name. Raises LoadError for a line of any other form."""
     digests: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line:
@@ -78,9 +77,9 @@ def read_manifest(text: str) -> dict[str, str]:
 
 
 def check_manifest(folder: Path, digests: Mapping[str, str] | None = None) -> bool:
-    """Whether a version has a manifest. Raises LoadError where its files do not fit it.
+    """Whether a version has a manifest. Raises LoadError if its files do not fit it.
 
-    `digests` by name, where they are known: each file is read once.
+    `digests` are those known, by name, so that no file is read twice.
     """
     if folder.is_file():
         return False
@@ -107,9 +106,9 @@ def check_manifest(folder: Path, digests: Mapping[str, str] | None = None) -> bo
 
 
 def write_manifest(folder: Path) -> int:
-    """Write a version's manifest, all or nothing; returns how many files it tells.
+    """Write a version's manifest, all or nothing; returns how many files it lists.
 
-    Raises BadRequest for what is no version and for an odd name, OSError where it cannot be
+    Raises BadRequest for what is no version and for an odd name, OSError if it cannot be
     written.
     """
     if not is_version(folder):
@@ -142,9 +141,9 @@ def is_version(folder: Path) -> bool:
 
 
 def describe_digest(folder: Path) -> tuple[str, str]:
-    """A version's digest, that of its manifest as it would be, in words; and how its own misfits.
+    """A version's digest in words, and how its files misfit its manifest, if they do.
 
-    For two folders the digest is the same when all files are.
+    The digest is that of a manifest written now: the same for folders with the same files.
     """
     digests = {name: sha256_of(path) for name, path in files_of(folder).items()}
     text = spell_manifest(digests)
@@ -178,13 +177,13 @@ def manifest(source: Any, folder: str) -> int:
 
 
 def check(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """A row for each version that would be served, and which do not fit their manifests.
+    """A row for each version that would be served, and those that do not fit their manifests.
 
-    Files that no manifest tells are not read: they may be many GB.
+    Without a manifest, files are not read: they may be many GB.
     """
     rows, problems = list[Row](), list[str]()
     for model in server.config.models:
-        with contextlib.suppress(LoadError, OSError):  # told elsewhere
+        with contextlib.suppress(LoadError, OSError):  # told by others
             folders = list_versions(model.base_path)
             for version in choose_versions(model.model_version_policy, folders):
                 told, misfit = f"{len(files_of(folders[version]))} files, no manifest", ""

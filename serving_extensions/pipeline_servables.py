@@ -1,5 +1,5 @@
-"""Pipelines as servables: planned after the models of each pass of the loader,
-over those that are there.
+"""Pipelines as servables: planned in each pass of the loader after its models,
+over those that are loaded.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from .pipelines import (
 
 
 class NoFunction(PipelineError):
-    """A custom node's function cannot be imported, which the outcome has already."""
+    """A custom node's function cannot be imported; the outcome has the error already."""
 
 
 def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
@@ -53,7 +53,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
     earlier: dict[str, str] = {}
     for index, pipeline in enumerate(manager.config.pipeline_config_list):
         path = f"$.pipeline_config_list[{index}]"
-        if pipeline.name in earlier:  # the first one keeps it
+        if pipeline.name in earlier:  # the first keeps the name
             text = f"{path}.name: '{pipeline.name}' is already taken by {earlier[pipeline.name]}"
             outcome.errors.append(LoadError(text))
             continue
@@ -64,14 +64,14 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
             refresh_pipeline(server, manager, pipeline, functions, outcome)
         except PipelineError as error:
             where = f"{path}{error.path}: {error}"
-            if isinstance(error, NoFunction):  # told; planned anew when its function is there
+            if isinstance(error, NoFunction):  # told; planned again once the function is there
                 server.kept.pop(("pipeline", pipeline.name), None)
             elif error is told:  # as OpenVINO Model Server, which answers the next reload with 200
                 outcome.told.append(where)
             else:
                 mismatched = isinstance(error, MismatchError)
                 outcome.errors.append(BadRequest(where) if mismatched else LoadError(where))
-            if manager.config.is_pipeline(pipeline.name):  # a model of that name keeps it
+            if manager.config.is_pipeline(pipeline.name):  # else a model has the name
                 manager.show_pipeline(pipeline.name, None, where, outcome)
     pipelines = manager.config.pipeline_config_list
     server.drop("pipeline", [("pipeline", pipeline.name) for pipeline in pipelines])
@@ -85,10 +85,10 @@ def refresh_pipeline(
     functions: Mapping[str, Any],
     outcome: Outcome,
 ) -> None:
-    """Plan a pipeline over the models there now and functions by node, unless it was planned over
-    these very ones.
+    """Plan a pipeline over the loaded models and its functions by node, unless nothing changed
+    since it was last planned.
 
-    Raises PipelineError, also that of these very ones.
+    Raises PipelineError; if nothing changed, the earlier one again.
     """
     if not manager.config.is_pipeline(config.name):
         raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
@@ -124,10 +124,9 @@ def import_nodes(
     server: ModelServer, config: Any, path: str, outcome: Outcome, polling: bool
 ) -> dict[str, Any]:
     """The Python functions of a pipeline's custom nodes by node, imported as handlers are: when
-    they are new and, at a reload, when they have changed. Others need a C++ library.
+    they are new and, at a reload, when they have changed. Other custom nodes need a C++ library.
 
-    A file that cannot be imported leaves the function that was there. Raises NoFunction where there
-    was none.
+    A failed import keeps the earlier function. Raises NoFunction if there is none.
     """
     functions: dict[str, Any] = {}
     for at, node in enumerate(config.nodes):
@@ -145,7 +144,7 @@ def import_nodes(
 
 
 def find_model(manager: ModelManager, model: str, version: int | None) -> Servable | None:
-    """A model's version that is there now, the highest for None."""
+    """A loaded version of a model, the highest for None; None without it."""
     found = manager.available.get(model)
     if (
         found is None
@@ -158,7 +157,7 @@ def find_model(manager: ModelManager, model: str, version: int | None) -> Servab
 
 
 def require_signatures(config: Any, members: Mapping[Any, Mapping[str, Signature] | None]) -> None:
-    """Raise PipelineError for a node whose model is there without the signature that nodes call."""
+    """Raise PipelineError for a node whose loaded model lacks the signature that nodes call."""
     for at, node in enumerate(config.nodes):
         there = members.get((node.model_name, node.version))
         if there is not None and "serving_default" not in there:
@@ -172,7 +171,7 @@ def require_signatures(config: Any, members: Mapping[Any, Mapping[str, Signature
 class PipelineServable(Servable):
     """A plan as a servable.
 
-    Tensors that only functions see are taken for floats in requests, and answered as they come.
+    Inputs that only functions see are read as floats; such outputs keep their own dtype.
     """
 
     def __init__(self, config: Any, planned: Plan, manager: ModelManager, pool: Workers):
@@ -184,9 +183,9 @@ class PipelineServable(Servable):
         self.config, self.planned, self.manager, self.pool = config, planned, manager, pool
 
     def seconds_of(self, name: str) -> float:
-        """What its models take together for one row.
+        """The seconds that its models take together for one row.
 
-        Not known of functions, of shards and of what may have to load.
+        Infinite if unknown: with functions, shards or models that may have to load.
         """
         nodes = self.config.nodes
         if any(part.demultiply_count is not None for part in (self.config, *nodes)):
@@ -198,7 +197,7 @@ class PipelineServable(Servable):
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        # told by the names and sizes that the client knows, not by those of a node
+        # errors name the names and sizes that the client knows, not those of a node
         inputs = {spec.name: fit(spec, inputs) for spec in self.signatures[name].inputs.values()}
 
         def call_model(model: str, version: int | None, inputs: Any) -> dict[str, np.ndarray]:
@@ -209,7 +208,7 @@ class PipelineServable(Servable):
         trace.nodes = seconds
         try:
             long = self.seconds_of(name) >= SHORT_SECONDS
-            helpers = self.pool if long else None  # one costs more than a short call
+            helpers = self.pool if long else None  # they cost more than a short call
             return self.planned.run(inputs, call_model, helpers, seconds, lambda: in_time(trace))
         except NoShards:
             raise ServingError("", status=204) from None  # as OpenVINO Model Server answers it
@@ -221,7 +220,7 @@ class PipelineServable(Servable):
 
 
 def in_time(trace: Trace) -> None:
-    """Raise ServingError where nobody waits for a node that has not started."""
+    """Raise ServingError if nobody waits any more for nodes that have not started."""
     if trace.remaining() <= 0:
         text = "The pipeline took longer than the request's time"
         raise ServingError(text, "DEADLINE_EXCEEDED")
@@ -238,10 +237,10 @@ def read_specs(tensors: Mapping[str, Any], default: str) -> dict[str, TensorSpec
 
 
 def tell_outputs(planned: Plan, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """Specs with what the graphs of the models tell of the outputs that they are.
+    """Output specs with what the models' graphs tell about them.
 
-    The scale of boxes is that of what the model is shown: of the request, where it goes there as
-    it is.
+    Boxes are in the scale of their model's input, which is known only if the model gets the
+    request's own inputs.
     """
     told = dict(specs)
     for link in planned.graph.into(RESPONSE):
@@ -286,9 +285,9 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
 
 
 def check(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """What pipelines a config has, and what they name that is not there.
+    """The pipelines of a config, and what they name that does not exist.
 
-    Whether their parts fit is known when the models are loaded.
+    Whether their parts fit together is known only once the models are loaded.
     """
     config = server.config
     names = [model.name for model in config.models]

@@ -1,4 +1,4 @@
-"""Calls of each key counted in Redis, exactly: over every server that shares it."""
+"""Count each key's calls exactly, in Redis: across all servers that share it."""
 
 import contextlib
 import logging
@@ -11,17 +11,17 @@ from urllib.parse import urlsplit
 
 from .periods import period_of
 
-TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL says otherwise
-KEPT_SECONDS = 3600  # a count outlives its period by so much: the clocks of two servers may differ
-# Looking, counting and setting the end are one step: no count goes beyond the limit, and none is
-# without an end.
+TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL overrides it
+KEPT_SECONDS = 3600  # a count outlives its period by this: servers' clocks may differ
+# Checking, counting and setting the expiry are one step: no count exceeds the limit, and each
+# expires.
 TAKE = """
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return 0 end
 local count = redis.call('INCR', KEYS[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return count
 """
-# A count that has ended is not begun anew below zero.
+# An expired count must not start again below zero.
 GIVE_BACK = """
 if tonumber(redis.call('GET', KEYS[1]) or '0') > 0 then redis.call('DECR', KEYS[1]) end
 """
@@ -34,12 +34,12 @@ logger = logging.getLogger("serving")
 
 
 class RedisQuotas:
-    """A counter for each (key name, period, its start), with the methods of `quotas.Quotas`. One
-    client a process.
+    """A counter for each (key name, period, period's start), with the methods of `quotas.Quotas`.
+    One client per process.
 
-    Opening does not connect: a Redis that is away for a moment keeps no server from starting. No
-    call is sent twice, so one whose answer is lost may be counted though it was refused, as with a
-    process that is killed.
+    Opening does not connect: a server starts even while Redis is away. No command is sent twice,
+    so a call whose Redis answer is lost may be counted though it is refused, as when a process is
+    killed.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time):
@@ -54,9 +54,9 @@ class RedisQuotas:
         self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
         try:
             pool = self._connect().connection_pool
-            # not connected: an option that there is not is known now
+            # fails for an unknown option, without connecting
             pool.connection_class(**pool.connection_kwargs)
-        except (ValueError, TypeError):  # whose text may quote the password
+        except (ValueError, TypeError):  # the text may quote the password
             raise OSError("not a URL that redis-py takes") from None
 
     def _connect(self) -> Any:
@@ -75,7 +75,7 @@ class RedisQuotas:
             return self._client
 
     def _ask(self, command: Callable[[Any], Any]) -> Any:
-        """Redis's answer; raises OSError, and logs why when it is the first in a row."""
+        """Redis's answer. Raises OSError, and logs why for the first in a row."""
         try:
             answer = command(self._connect())
         except (self._redis.RedisError, OSError) as error:
@@ -91,8 +91,8 @@ class RedisQuotas:
         return answer
 
     def take(self, key: str, calls: int, period: str) -> int | None:
-        """Count one call of `key`; None when it is within `calls` a `period`, else the seconds
-        until the next one begins.
+        """Count one call of `key`; None if it is within `calls` per `period`, else the seconds
+        until the next period begins.
 
         Raises OSError when the call cannot be counted.
         """
@@ -108,13 +108,13 @@ class RedisQuotas:
         return None if counted else left
 
     def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """As of `quotas.Quotas`: over all servers, as this process knew of last."""
+        """As `Quotas.count_of`, over all servers: what this process knew last."""
         start, end = period_of(now := self._clock(), period)
         begun, count = self.counts.get((key, period), (0, 0))
         return count if begun == start else 0, max(1, end - int(now))
 
     def give_back(self, key: str, period: str, seconds: float) -> None:
-        """Take back the count of a call that came so many seconds ago. Raises OSError."""
+        """Take back the count of a call that came `seconds` ago. Raises OSError."""
         start = period_of(self._clock() - seconds, period)[0]
         begun, count = self.counts.get((key, period), (0, 0))
         if begun == start and count:
@@ -122,17 +122,17 @@ class RedisQuotas:
         self._ask(lambda client: client.eval(GIVE_BACK, 1, counter(key, period, start)))
 
     def add(self, key: str, calls: int) -> None:
-        """Note so many calls of `key` in its usage of the month. Raises OSError."""
+        """Add `calls` to the usage of `key` in this month. Raises OSError."""
         now = self._clock()
         start, end = period_of(now, "month")
         kept = end - int(now) + KEPT_SECONDS
         self._ask(lambda client: client.eval(ADD, 1, counter(key, "usage", start), calls, kept))
 
     def used(self, key: str, period: str) -> int:
-        """The calls counted for `key` in the period that is now; as this process last knew them
-        while Redis does not say.
+        """The calls counted for `key` in the current period, or, while Redis does not answer, as
+        this process last knew them.
         """
-        # /metrics asks for each key, and is to be there while Redis is not
+        # /metrics asks for each key, and must answer while Redis is down
         if self._failed_at is None or time.monotonic() >= self._failed_at + 5:
             start = period_of(self._clock(), period)[0]
             with contextlib.suppress(OSError):
@@ -147,12 +147,12 @@ def counter(key: str, period: str, start: int) -> str:
 
 
 def shown(url: str) -> str:
-    """A quota store as logs and errors may have it: without user, password and options."""
+    """A quota store for logs and errors: its URL without user, password and options."""
     if "://" not in url:
         return url
     parts = urlsplit(url)
     try:
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-    except ValueError:  # no port: a password whose host was forgotten looks like one
+    except ValueError:  # not a port, but a password: the host was forgotten
         return f"{parts.scheme}://..."

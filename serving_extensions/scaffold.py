@@ -1,4 +1,4 @@
-"""A new project of a handler that serves at once: config, handler, its test, requirements, README.
+"""A new handler project that serves at once: config, handler, its test, requirements, README.
 
 The files come from project/, or from hub_project/ in the layout of CellStrat's Hub API; the server
 itself is installed from its sources.
@@ -30,8 +30,8 @@ FILES = {
 
 
 def name_project(folder: Path) -> str:
-    """A folder's name in the letters that a URL takes as they are: accents go,
-    the rest becomes hyphens.
+    """A folder's name in the letters that a URL takes unquoted: accents go,
+    other characters become hyphens.
     """
     text = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "project"
@@ -39,9 +39,9 @@ def name_project(folder: Path) -> str:
 
 
 def read_templates(templates: Path, name: str) -> dict[str, bytes]:
-    """What is to be written, by file name.
+    """What to write, by file name.
 
-    Raises OSError with the name of the file that is missing.
+    Raises OSError with the name of a file that is missing.
     """
     words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
     files = FILES.get(templates, FILES[PROJECT])
@@ -55,9 +55,8 @@ def write_project(folder: Path, templates: Path = PROJECT) -> list[Path]:
     """Write a project into a folder, which need not exist; returns the files written, the config
     first.
 
-    Raises FileExistsError, naming them, when any of the files is there already, and OSError with
-    the name of a file that cannot be written; what was written of the project until then is removed
-    again.
+    Raises FileExistsError with the names of files that exist already, and OSError with the name of
+    a file that cannot be written; what was written until then is removed again.
     """
     folder = Path(folder)
     contents = read_templates(templates, name_project(folder))
@@ -79,7 +78,7 @@ def write_project(folder: Path, templates: Path = PROJECT) -> list[Path]:
 def write_file(path: Path, content: bytes, written: list[Path]) -> None:
     """Write a new file, noting it in `written` once it exists.
 
-    OSError always names the file, as on a full disk it would not.
+    OSError always names the file; by itself that of a full disk does not.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 
     python benchmarks/call.py [rounds]
 
-Microseconds a call, one row, NumPy in and out, one thread; the ways take turns, medians are
+Microseconds per call, one row, NumPy in and out, one thread; the ways take turns, medians are
 printed. The answers of the two are compared first.
 """
 

@@ -6,13 +6,12 @@ same machine.
 
 Needs wrk (Debian has it). Makes the models and an environment for each peer at the first run (a few
 GB in benchmarks/made/). In each round each peer is started in turn and takes turns with serving,
-load by load, so that a machine that changes its speed changes both; every answer is compared.
-Printed at the end, as rows for docs/speed.md: requests a second, medians over the rounds, and the
-ratio of serving to the best peer of each round; memory after the load (PSS of all processes);
-seconds from process start to the first right answer. `--doors` runs serving behind granian or
-gunicorn as well, as deploy/ starts them, in turns with serving behind its own, and adds the ratio
-of the two. `in-process` is the model alone, called by 2
-threads of one process, in turns with serving as well.
+load by load, so that changes of the machine's speed affect both; every answer is compared. Prints
+rows for docs/speed.md at the end: requests per second, medians over the rounds, and the ratio of
+serving to the best peer of each round; memory after the load (PSS of all processes); seconds from
+process start to the first right answer. `--doors` also runs serving behind granian or gunicorn, as
+deploy/ starts them, in turns with serving behind waitress, and adds the ratio of the two.
+`in-process` is the model alone, called by 2 threads of one process, also in turns with serving.
 """
 
 import argparse
@@ -52,9 +51,11 @@ START_SECONDS = 120
 
 @dataclass
 class Found:
-    """What was measured of one server with one workload, a figure for each round."""
+    """Measurements of one server with one workload, a figure for each round."""
 
-    rates: dict[int, list[float]] = field(default_factory=dict)  # by connections; requests a second
+    rates: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # by connections; requests per second
     # by connections; p50 and p99, ms
     latency: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     memory: list[float] = field(default_factory=list)  # MB
@@ -66,7 +67,7 @@ class Found:
 
 
 class NoAnswer(Exception):
-    """A server that does not come up, or whose answers are not those of serving."""
+    """A server that does not start, or whose answers differ from those of serving."""
 
 
 # ==================================================================================================
@@ -129,7 +130,7 @@ class Server:
         return total
 
     def memory(self):
-        """MB of all its processes; pages that they share are counted once."""
+        """MB of all its processes, counting shared pages once."""
         return self.sum_over_processes(lambda process: process.memory_full_info().pss) / 1e6
 
     def cpu_seconds(self):
@@ -213,7 +214,7 @@ class Serving(Server):
 
 
 class BehindDoor(Serving):
-    """serving behind granian or gunicorn, as deploy/ has it."""
+    """serving behind granian or gunicorn, as deploy/ starts it."""
 
     STARTS = {
         "granian": (str(ROOT / "deploy/start_granian.py"),),
@@ -227,7 +228,7 @@ class BehindDoor(Serving):
 
 
 def agrees(ours, theirs):
-    """The same numbers but for rounding; finds of equal score in any order."""
+    """Whether numbers are equal up to rounding; detections of equal score in any order."""
     sort = (
         (lambda rows: np.sort(rows, axis=0))
         if ours.ndim == 2 and ours.shape[1] == 6
@@ -256,7 +257,7 @@ end
 
 
 def load(server, connections, seconds, folder):
-    """Requests a second, errors, p50 and p99 in ms."""
+    """Requests per second, errors, p50 and p99 in ms."""
     body, script = folder / f"{server.name}.body", folder / f"{server.name}.lua"
     body.write_bytes(server.body)
     headers = "\n".join(
@@ -284,8 +285,8 @@ def load(server, connections, seconds, folder):
 
 
 def rest(servers):
-    """Wait, for 10 s at most, until servers rest:
-    some go on with what the clients of their last run have left, beside the next run.
+    """Wait, for 10 s at most, until the servers are idle:
+    some still work on requests of their last run, which would slow the next run.
     """
     for _ in range(20):
         before = sum(server.cpu_seconds() for server in servers)
@@ -295,7 +296,7 @@ def rest(servers):
 
 
 def measure(found, server, connections, seconds, folder):
-    # Answers take seconds where many wait for a slow model: a run has to hold many of them.
+    # With many clients a slow model takes seconds to answer: a run must hold many answers.
     long = connections > 8 and server.workload == "ssd320"
     rate, errors, p50, p99 = load(server, connections, 3 * seconds if long else seconds, folder)
     result = found[server.name]
@@ -306,7 +307,7 @@ def measure(found, server, connections, seconds, folder):
 
 
 def run_alone(ours, round_, seconds, folder, found):
-    """Calls a second of the model alone, by 2 threads of one process,
+    """Calls per second of the model alone, by 2 threads of one process,
     three times in turns with serving at its most connections.
     """
     connections = max(CONNECTIONS[ours.workload])
@@ -345,7 +346,7 @@ def run_alone(ours, round_, seconds, folder, found):
 
 @contextlib.contextmanager
 def noted(result):
-    """What does not answer is noted; the others are measured all the same."""
+    """Note a server that does not answer, and go on with the others."""
     try:
         yield
     except NoAnswer as error:
@@ -388,7 +389,7 @@ def run_pair(ours, name, reference, round_, seconds, folder, found):
                     rates.append(measure(found, server, connections, seconds, folder))
                 found[name].duels.setdefault(connections, []).append((round_, *rates))
             for server in (peer, ours):
-                # at the same time: both have TensorFlow's code in memory, and each counts its share
+                # while both run: they share TensorFlow's code, and PSS counts each one's share
                 found[server.name].memory.append(server.memory())
         finally:
             peer.stop()
@@ -404,7 +405,7 @@ def middle(values):
 
 
 def ratios(found, peers, connections):
-    """serving to the best peer, a ratio for each round: of serving's run beside that peer."""
+    """The ratio of serving to the best peer of each round, from serving's run beside that peer."""
     best = {}
     for name in peers:
         for round_, theirs, beside in found[name].duels.get(connections, ()):
@@ -462,8 +463,8 @@ def cell(rates, latency):
 
 
 def check_overload(seconds, folder):
-    """500 connections at the slowest workload: what is answered,
-    and whether memory grows while it lasts.
+    """500 connections at the slowest workload: which answers come,
+    and whether memory grows meanwhile.
     """
     with open(folder / f"{OURS}.log", "w") as log:
         server = Serving(OURS, "ssd320", log)
@@ -481,7 +482,7 @@ def check_overload(seconds, folder):
 
 @contextlib.contextmanager
 def neighbours(count):
-    """Some processes that want all of a core each, as long as the `with` lasts."""
+    """Processes that each use a whole core while the `with` lasts."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

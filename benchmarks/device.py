@@ -1,17 +1,17 @@
 """serving on a GPU (or a CPU) against TensorFlow called directly, by model and batch; and the
-stress tests of a vendor of such an API.
+stress tests that a vendor of such an API publishes.
 
     python benchmarks/device.py [--device GPU:0] [--seconds 3] [--models mobilenet_v2 ...]
         [--batches 1 8 32 64]
     python benchmarks/device.py --stress [--calls 100000 10000]
 
-Direct is a loop over the signature of tf.saved_model.load in a process of its own. serving gets the
-same arrays as raw tensors over HTTP, from 1 and from 4 connections that send whole batches, and
-from as many connections as a batch has rows, that send one row each (batching joins them). The
-stress tests are Datature's, by their published description: a JPEG of 640x480 in base64 from 50
-connections into a MobileNet of 320x320, 100,000 calls (theirs: 36.6/s); one of 1024x680 from 4 into
-a Mask R-CNN of 1024x1024, 10,000 calls (theirs: 0.364/s). Printed are rows for docs/speed.md:
-pictures a second, medians and p99 of the milliseconds of a call.
+Direct is a loop over the signature of tf.saved_model.load in its own process. serving gets the
+same arrays as raw tensors over HTTP: from 1 and from 4 connections that send whole batches, and
+from one connection per row of a batch, each sending one row (batching joins them). The stress tests
+follow Datature's published description: a JPEG of 640x480 in base64 from 50 connections into a
+MobileNet of 320x320, 100,000 calls (theirs: 36.6/s); one of 1024x680 from 4 into a Mask R-CNN of
+1024x1024, 10,000 calls (theirs: 0.364/s). Prints rows for docs/speed.md: pictures per second,
+median and p99 of the milliseconds per call.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def pixels(model, rows):
 
 
 def call_directly(model, device, batches, seconds):
-    """Milliseconds of each call, by batch; and what one row answers. In a process of its own."""
+    """The milliseconds of each call by batch, and the answer to one row. In its own process."""
     import tensorflow as tf
 
     with tf.device(device):
@@ -69,7 +69,7 @@ def call_directly(model, device, batches, seconds):
 
 
 def ask(port, model, rows, connections, seconds):
-    """Seconds of each call over HTTP, and the last answer; a warm-up comes before."""
+    """The seconds of each call over HTTP after a warm-up, and the last answer."""
     request = Case(
         spell(
             "POST",
@@ -154,7 +154,7 @@ def jpeg(width, height):
 
 
 def stress(model, size, connections, calls, device):
-    """Calls a second, their latency, and how many failed."""
+    """Calls per second, their latency, and how many failed."""
     server = Served(
         {
             **config_of(model, device),

@@ -1,8 +1,8 @@
-"""The house in figures: lines, functions and columns of each file, and which file imports which.
+"""The code in figures: lines, functions and columns of each file, and which file imports which.
 
     python benchmarks/house.py
 
-tests/test_layout.py holds the rules over the same figures.
+tests/test_layout.py checks the rules for the same figures.
 """
 
 import ast
@@ -20,7 +20,7 @@ def files() -> list[Path]:
 
 
 def name_of(file: Path) -> str:
-    """A file as the graph has it: `serving`, `routines`, `metrics`; the folder for its list."""
+    """A file's name in the graph: `serving`, `metrics`; the folder's name for its `__init__`."""
     return file.parent.name if file.stem == "__init__" else file.stem
 
 
@@ -34,7 +34,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """What a file imports, anywhere in it, each with its module: `waitress.task.Task`, `.core`."""
+    """All imports in a file, each with its module: `waitress.task.Task`, `.core`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -46,7 +46,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def graph() -> dict[str, list[str]]:
-    """File -> the server's other files that it imports, be it late or for types alone."""
+    """File -> the server's other files that it imports, even late or only for types."""
     known = {name_of(file) for file in files()}
     edges = {}
     for file in files():

@@ -1,9 +1,9 @@
-"""Load over many connections from one thread: closed (each connection asks again when it is
-answered) or open (at a rate, come what may).
+"""Load over many connections from one thread: closed (each connection asks again once it is
+answered) or open (at a fixed rate, whatever the server does).
 
 Requests are bytes made beforehand and answers are handed over whole, so that the client costs
-little of the machine it shares. With an open load the latency of a request counts from when it was
-due: a server that makes its clients wait does not look better by that.
+little of the machine it shares. Under an open load a request's latency counts from when it was
+due, so that a server does not look faster by making clients wait.
 """
 
 import collections
@@ -40,7 +40,7 @@ class Case:
 
 
 class Connection:
-    """One connection; at most one request of it is on its way."""
+    """One connection with at most one request under way."""
 
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), 30)
@@ -49,7 +49,7 @@ class Connection:
         self.unsent, self.received, self.case, self.due = memoryview(b""), bytearray(), None, 0.0
 
     def send(self, case, due):
-        """Begin a request; `case` is what the load has chosen, its `request` the bytes."""
+        """Begin a request: the bytes of `case.request`, which the load has chosen."""
         self.unsent, self.received, self.case, self.due = (
             memoryview(case.request),
             bytearray(),
@@ -64,9 +64,9 @@ class Connection:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
 
     def pull(self):
-        """Status and body when the answer is whole, else None.
+        """Status and body once the answer is whole, else None.
 
-        Raises ConnectionError when it ends before.
+        Raises ConnectionError if the connection ends before.
         """
         with contextlib.suppress(BlockingIOError):
             data = self.socket.recv(1 << 18)
@@ -85,9 +85,9 @@ class Connection:
 
 
 class Load:
-    """`choose()` gives the next case; `answered(case, status, body, seconds)` takes what came.
+    """`choose()` gives the next case; `answered(case, status, body, seconds)` takes its answer.
 
-    A case with `leaves` closes its connection without waiting; status 0 is a connection that has
+    A case with `leaves` closes its connection without waiting; status 0 means that the connection
     ended.
     """
 
@@ -146,9 +146,9 @@ class Load:
             self.answered(case, *answer, time.perf_counter() - connection.due)
 
     def run(self, seconds=None, count=None, rate=None):
-        """Load for so long, or so many requests, and wait for the last answers.
+        """Load for `seconds` or `count` requests, and wait for the last answers.
 
-        With a `rate` open, else closed. Returns requests begun.
+        Open with a `rate`, else closed. Returns how many requests began.
         """
         start, begun = time.perf_counter(), 0
         end = start + (seconds or 1e9)
@@ -221,7 +221,7 @@ class Served:
         return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout).read()
 
     def memory(self):
-        """MB of its own (USS): what it shares with other processes changes with them."""
+        """MB of its own (USS): shared memory would change with other processes."""
         return psutil.Process(self.process.pid).memory_full_info().uss / 1e6
 
     def stop(self):
@@ -232,7 +232,7 @@ class Served:
 
 
 def percentile(values, share):
-    """The value below which that share of them lies; NaN of none."""
+    """The value below which a share of the values lies; NaN if there are none."""
     return (
         sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
     )

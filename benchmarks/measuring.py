@@ -2,10 +2,10 @@
 
     python benchmarks/measuring.py [seconds a round] [rounds]
 
-In turns, each round all ways: in process, through the WSGI door, by the processor's time, which
-neighbours change least; and over HTTP with wrk, over one connection by the clock, as its client
-sees it, and over 50 by the processor's time. Without wrk with a client in this process. Prints
-medians, and the median over the rounds of the share that each way costs.
+Each round measures all ways in turns: in process, through the WSGI application, by CPU time, which
+other processes change least; and over HTTP with wrk, over one connection by the clock, as a client
+sees it, and over 50 by CPU time. Without wrk, a client in this process is used. Prints medians, and
+the median over the rounds of the share that each way costs.
 """
 
 import functools
@@ -50,7 +50,7 @@ def start(server):
 
 
 def rate_in_process(door, seconds):
-    """Requests a second of the processor's time that this thread has."""
+    """Requests per second of this thread's CPU time."""
     count, begun, now = 0, time.thread_time(), 0.0
     while now - begun < seconds:
         for _ in range(100):
@@ -67,7 +67,7 @@ def rate_in_process(door, seconds):
 
 
 def rate_of_wrk(port, seconds, script, connections, clock):
-    """Requests a second of a clock, over some connections of wrk's."""
+    """Requests per second of a clock, over connections of wrk."""
     url = f"http://127.0.0.1:{port}{PATH}"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "-s", script, url]
     begun = clock()
@@ -77,7 +77,7 @@ def rate_of_wrk(port, seconds, script, connections, clock):
 
 
 def rate_of_client(port, seconds):
-    """Requests a second over one connection, by a client in this process."""
+    """Requests per second over one connection, by a client in this process."""
     connection, count, end = HTTPConnection("127.0.0.1", port), 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         connection.request("POST", PATH, BODY)
@@ -87,15 +87,15 @@ def rate_of_client(port, seconds):
 
 
 def undressed(server, call, replied):
-    """What `serving.dress` did before it told what the time went into."""
+    """What `serving.dress` did before it reported the phases of the time."""
     call.trace.answered = time.perf_counter()
     return replied.with_headers(("X-Request-Id", call.request_id))
 
 
 def measure(name, rate, server, rounds):
-    """Rates of all ways, in turns."""
+    """The rates of all ways, measured in turns."""
     dressed, begins, observers = serving.dress, server.begins, server.observers
-    ways = {  # what is around a request, what dresses its reply, from which level on is logged
+    ways = {  # what wraps a request, what dresses its reply, the lowest level that is logged
         "all": (begins, observers, dressed, logging.INFO),
         "counted and timed": (begins, observers, dressed, logging.WARNING),
         "counted": (begins, observers, undressed, logging.WARNING),

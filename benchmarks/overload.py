@@ -1,14 +1,13 @@
-"""Many times more than the server can do: what is accepted keeps its speed, the rest is told at
-once, and nothing is left behind.
+"""Many times the load that the server can take: accepted requests keep their speed, the others
+are refused at once, and nothing is left behind.
 
     python benchmarks/overload.py [--seconds 300] [--times 10] [--connections 500]
         [--max_queue_seconds 0.05]
 
 Serves models/shapes on /predict with `max_queue_seconds` set, measures it unloaded (one request
 after the other), finds the rate it can keep (8 connections), then sends `times` that rate, open,
-over `connections`, and asks for the states as an operator would. Prints what came, latencies from
-when each request was due, memory, and how fast the server is from the first second after the load
-has ended.
+over `connections`, and asks for the states as an operator would. Prints the answers, latencies from
+when each request was due, memory, and the server's speed from the first second after the load.
 """
 
 import argparse
@@ -35,7 +34,7 @@ def case():
 
 
 def generate(port, connections, seconds, rate, reference):
-    """Seconds of each status, and the answers that are wrong; in a process of its own."""
+    """Seconds by status, and the wrong answers; runs in its own process."""
     only, found, wrong = case(), collections.defaultdict(list), []
 
     def answered(_, status, body, took):
@@ -55,7 +54,7 @@ def say(name, seconds):
 
 
 def watch(server, done, seconds):
-    """What an operator asks meanwhile: seconds of each path,
+    """Ask what an operator would meanwhile: the seconds by path,
     and MB of memory every five seconds.
     """
     asked, memory, start = collections.defaultdict(list), [], time.monotonic()

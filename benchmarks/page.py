@@ -1,8 +1,8 @@
-"""How long the page needs until it can be used: `python benchmarks/page.py [times]`.
+"""How long the page takes until it can be used: `python benchmarks/page.py [times]`.
 
 Chromium opens the page of the tests' made-up server (40 deployments), its cache empty each time.
-Prints the median and the longest of the milliseconds from the navigation's start until all that is
-served is listed, and the bytes that came.
+Prints the median and the longest milliseconds from the navigation's start until all that is served
+is listed, and the bytes transferred.
 """
 
 import statistics

@@ -4,8 +4,8 @@ answer to bytes.
     python benchmarks/parts.py [--seconds 2] [workload ...]
 
 By hand is what the guides show: json.loads, np.array, the signature of tf.saved_model.load, tolist,
-json.dumps. The two take turns; printed are medians of the milliseconds of each part. With --rate
-only the calls a second of the model alone, by 2 threads, for each line of the input.
+json.dumps. The two take turns; the median milliseconds of each part are printed. With --rate only
+the calls per second of the model alone, by 2 threads, for each line of the input.
 """
 
 import argparse
@@ -34,8 +34,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def ours(workload):
-    """A server of the workload, and the parts as it does them:
-    functions of what the part before made.
+    """A server of the workload, and its parts of a call: each a function of
+    the result of the part before.
     """
     import routines
 
@@ -78,7 +78,7 @@ def ours(workload):
 
 
 def by_hand(workload):
-    """The same parts as the guides show them."""
+    """The same parts, done as the guides show."""
     import tensorflow as tf
 
     folder = next(
@@ -115,7 +115,7 @@ def by_hand(workload):
 
 
 def time_parts(parts, value):
-    """Milliseconds of each part, each given what the one before it made."""
+    """Milliseconds of each part, given the result of the part before."""
     times = []
     for part in parts:
         start = time.perf_counter()
@@ -130,7 +130,7 @@ def compare(workload, seconds):
         {"serving": ours(workload), "by hand": by_hand(workload)},
     )
     gc.collect()
-    gc.freeze()  # both sides' objects: serving's are so anyway
+    gc.freeze()  # for both sides: serving freezes its own anyway
     found = {name: [] for name in sides}
     for side in sides.values():
         time_parts(side[1], body)
@@ -156,7 +156,7 @@ def compare(workload, seconds):
 
 
 def answer_lines(workload, seconds):
-    """Calls a second of the model alone, measured and printed for each line of the input."""
+    """Measure and print the calls per second of the model alone, for each line of the input."""
     server, (read, call, _) = ours(workload)
     inputs = read(body_of_instances(workload))
     for _ in range(5):

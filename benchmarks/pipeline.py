@@ -1,13 +1,13 @@
-"""What a pipeline saves over HTTP: one call of it against a client that calls its models one after
-the other.
+"""What a pipeline saves over HTTP: one call of it against a client that calls each of its models in
+turn.
 
     python benchmarks/pipeline.py [rounds]
 
-two_steps of the demo, and shape_kinds of examples/crops, whose client cuts the crops itself and
-sends them all in one call, as JSON numbers or as PNG files. A server of each config, connections
-kept alive, a thread each; rounds of two seconds in which the ways take turns. Printed are the
-medians of calls a second, and of the ratio to the pipeline round by round. Client and server share
-the machine. The answers of the ways are compared first.
+Measures the demo's two_steps, and shape_kinds of examples/crops, whose client cuts the crops itself
+and sends them all in one call, as JSON numbers or as PNG files. One server per config, kept-alive
+connections, a thread for each; the ways take turns in rounds of two seconds. Prints the medians of
+calls per second and of the ratio to the pipeline round by round. Client and server share the
+machine. The answers of the ways are compared first.
 """
 
 import base64
@@ -34,7 +34,7 @@ PIPELINE = "pipeline"
 PARAMS = {"confidence": "0.3", "size": "32"}  # as in the example's config
 
 
-# The ways: each a function of a `post(model, body)` and a case, which gives an array.
+# The ways: each a function of `post(model, body)` and a case that returns an array.
 
 
 def ask_two_steps(post, x):
@@ -54,7 +54,7 @@ def ask_shape_kinds(post, case):
 
 
 def crop_found(post, case):
-    """Crops float32 [K, 32, 32, 3], cut here where the detector finds something."""
+    """Crops float32 [K, 32, 32, 3] of what the detector finds, cut by the client."""
     content, pixels = case
     found = post("shapes", {"inputs": {"input_tensor": {"b64": content}}})["outputs"]
     boxes, scores = (
@@ -139,7 +139,7 @@ def connect(port):
 
 
 def measure(way, posts, cases, seconds=SECONDS):
-    """Calls a second over connections that work side by side."""
+    """Calls per second over connections used side by side."""
     done, start = [0] * len(posts), time.perf_counter()
 
     def work(number):

@@ -3,9 +3,9 @@ around each reload of another.
 
     python benchmarks/reload.py [folder of a SavedModel] [reloads]
 
-The model that changes is the folder's (models/shapes/1), copied as one version after the other; the
-model that is asked, every 2 ms by one client, is half_plus_two. Milliseconds; the first line is
-what the same client waits at most in the same time without a reload.
+The model in the folder (models/shapes/1) changes: it is copied as one version after the other. One
+client asks half_plus_two every 2 ms. Prints milliseconds; the first line is the client's longest
+wait in the same time without a reload.
 """
 
 import http.client

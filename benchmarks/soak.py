@@ -1,13 +1,12 @@
-"""A long mixed load with reloads, wrong requests and clients that leave: no wrong answer, and the
-memory of the beginning.
+"""A long mixed load with reloads, wrong requests and clients that leave: it checks that no answer
+is wrong and that memory does not grow.
 
     python benchmarks/soak.py [--requests 1000000] [--connections 16] [--seed 1]
 
 Serves the demo models, a pipeline, pictures, and one model whose versions come and go every few
-seconds by POST /v1/config/reload. What is right is known beforehand: TensorFlow called directly, in
-another process, for each body; TensorFlow Serving's statuses for the wrong ones. Prints how it
-goes, memory (USS) at each tenth, and what was not as it must be. Exit status 1 if there was any of
-that.
+seconds by POST /v1/config/reload. The right answers are known beforehand: from TensorFlow, called
+directly in another process, for each body; TensorFlow Serving's statuses for wrong requests. Prints
+progress, memory (USS) at each tenth, and each failure. Exit status 1 if there was one.
 """
 
 import argparse
@@ -33,9 +32,9 @@ RELOAD_SECONDS = 3.0
 
 @dataclass
 class Case:
-    """A request, how often it comes, and its one right status.
+    """A request, how often it comes, and its only right status.
 
-    `wanted` are the values of a right answer (of any of several).
+    `wanted` holds the values of each right answer.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Case:
     status: int = 200
     wanted: tuple = ()
     leaves: bool = False
-    known: set = field(default_factory=set)  # hashes of answers that were found right
+    known: set = field(default_factory=set)  # hashes of answers already found right
 
     def is_right(self, status, body):
         if status != self.status:
@@ -71,7 +70,7 @@ def agree(found, wanted):
 def read_numbers(body):
     """The numbers of an answer: predictions, outputs, results.
 
-    Of a picture the confidences of its finds.
+    For a picture, the confidences of its detections.
     """
     if body.startswith(b"\x93NUMPY"):
         return np.load(io.BytesIO(body))
@@ -89,7 +88,7 @@ def read_numbers(body):
 def compute_truth(digits, pictures):
     """What TensorFlow answers: scores of digits; for pictures the scores above a half, best first.
 
-    In a process of its own.
+    Runs in its own process.
     """
     import tensorflow as tf
     from PIL import Image
@@ -122,7 +121,7 @@ def predict(model, body, **headers):
 
 
 def make_cases(chance):
-    """All requests, wrong ones among them."""
+    """All requests, including wrong ones."""
     samples = np.random.default_rng(3).integers(0, 17, (20, 4, 8, 8)).astype(np.float32)
     pictures = sorted((ROOT / "models/shapes/samples").glob("*.jpg"))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -240,9 +239,9 @@ def npy(array):
 
 
 def change_versions(server, folder, stop, changes):
-    """New versions of one model, half_plus_two and half_plus_three in turns, each put there whole.
+    """Add versions of one model, half_plus_two and half_plus_three in turns, each moved in whole.
 
-    What is old is removed later.
+    Old versions are removed later.
     """
     version = 1
     while not stop.wait(RELOAD_SECONDS):

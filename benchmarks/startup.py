@@ -3,8 +3,8 @@
 
     python benchmarks/startup.py [rounds]
 
-The two take turns, so that a machine that changes its speed changes both; printed are medians and
-the ratio round by round.
+The two take turns, so that changes of the machine's speed affect both. Prints medians and the ratio
+round by round.
 """
 
 import json

@@ -1,18 +1,18 @@
-"""The models of the benchmarks, made here, and one input of each: the four workloads of the
-comparison, and two that want a GPU.
+"""The models of the benchmarks, made here, and one input for each: the four workloads of the
+comparison, and two that need a GPU.
 
     half_plus_two   three numbers into TensorFlow Serving's half_plus_two
     mlp784          one row of 784 numbers into the two dense layers of TensorFlow's quickstart
     mobilenet_v2    one picture of 224x224x3 numbers into Keras's MobileNetV2
     ssd320          one JPEG of 640x480 pixels into a detector of 320x320: 2,034 anchors, 90
-                    classes, combined NMS, 100 finds
+                    classes, combined NMS, 100 detections
     resnet50        pictures of 224x224x3 numbers into Keras's ResNet50
     mask_rcnn1024   pictures of 1024x1024 pixels into a network of Mask R-CNN's shape: ResNet50 with
                     a feature pyramid, 64,512 anchors,
                     300 proposals, two dense layers of 1,024, 100 finds with masks of 28x28
 
-Weights are random, from fixed seeds: what a model sees does not change how long it takes. Made
-once, into benchmarks/made/.
+Weights are random, from fixed seeds: they do not change how long a model takes. Made once, in
+benchmarks/made/.
 """
 
 import functools
@@ -50,7 +50,7 @@ def sample(workload):
 
 
 def draw_jpeg(random):
-    """A smooth picture with noise on it, as photographs have: 640x480, about 90 kB."""
+    """A smooth picture with noise, like a photograph: 640x480, about 90 kB."""
     import cv2
     from PIL import Image
 
@@ -69,9 +69,9 @@ def draw_jpeg(random):
 
 
 def make_all(wanted=WORKLOADS[1:]):
-    """Make the models that are not there yet.
+    """Make the models that do not exist yet.
 
-    In a process of its own, since TensorFlow never gives its memory back.
+    Each in its own process, since TensorFlow never gives its memory back.
     """
     for workload in wanted:
         if not (base_path(workload) / "1").exists():
@@ -126,7 +126,7 @@ CLASSES = 90
 
 def make_ssd(folder):
     """A single-shot detector over MobileNetV2, its class scores shifted so that
-    100 finds come out of the sample.
+    the sample yields 100 detections.
     """
     import keras
     import tensorflow as tf
@@ -180,7 +180,7 @@ def make_ssd(folder):
 
 
 def calibrate(module, network):
-    """Shift and stretch the class scores so that one in 500 of the sample's is over the threshold,
+    """Shift and scale the class scores so that one in 500 of the sample's exceeds the threshold,
     as in a trained detector.
     """
     logits = network(
@@ -191,9 +191,9 @@ def calibrate(module, network):
 
 
 def make_mask_rcnn(folder):
-    """A two-stage detector with masks, the parts of Mask R-CNN in their sizes.
+    """A two-stage detector with masks, with the parts of Mask R-CNN at their sizes.
 
-    Scores are as they come, all 100 finds are kept.
+    Scores are not calibrated; all 100 detections are kept.
     """
     import keras
     import tensorflow as tf

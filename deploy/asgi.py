@@ -1,8 +1,8 @@
 """The server as an ASGI application, for Ray Serve, uvicorn and the like:
 `create_asgi("config.json")`.
 
-a2wsgi hands each request to a thread; what it leaves out, and this adds, is the URL as the client
-wrote it and bodies without a length.
+a2wsgi hands each request to a thread. This module adds what it lacks: the URL as the client wrote
+it, and bodies without a length.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ import serving  # noqa: E402
 
 
 class AsWritten:
-    """A WSGI application that is given REQUEST_URI, as waitress gives it,
-    and reads bodies that come in chunks.
+    """A WSGI application that gets REQUEST_URI, as from waitress, and reads
+    chunked bodies.
     """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]):
@@ -34,13 +34,13 @@ class AsWritten:
             environ["REQUEST_URI"] = raw.decode("latin-1") + (
                 "?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else ""
             )
-        environ["wsgi.input_terminated"] = True  # a2wsgi's body has an end of its own
+        environ["wsgi.input_terminated"] = True  # a2wsgi's body stream ends by itself
         return self.app(environ, start_response)
 
 
 class EndsWell(WSGIMiddleware):
-    """What it says `lifespan.shutdown.complete` to may end: what the server has counted, and not
-    written yet, is written before.
+    """Writes the server's pending counts before it sends `lifespan.shutdown.complete`, because the
+    process may end right after that.
     """
 
     def __init__(self, app: Callable[..., Iterable[bytes]], server: serving.ModelServer):
@@ -57,7 +57,7 @@ class EndsWell(WSGIMiddleware):
 
 
 def create_asgi(source: serving.Source) -> EndsWell:
-    """An ASGI application over a config in any form, with as many threads as it says.
+    """An ASGI application for a config in any form, with the config's number of threads.
 
     Raises ConfigError.
     """

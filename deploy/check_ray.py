@@ -1,5 +1,5 @@
-"""Show what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; ends
-with 1 where a promise is broken.
+"""Check what deploy/ray_serve.py promises on a cluster of three nodes, all on this machine; exits
+with 1 if a promise is broken.
 
 pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10' && python deploy/check_ray.py        # two minutes, 4
                                                                                    GB of memory
@@ -61,12 +61,12 @@ def write_config(folder: Path, models: list[str], poll: float) -> None:
         "server": {"file_system_poll_wait_seconds": poll},
     }
     (folder / "new.json").write_text(json.dumps(config))
-    (folder / "new.json").replace(folder / "config.json")  # at once, so that none reads half of it
+    (folder / "new.json").replace(folder / "config.json")  # atomic, so that nobody reads half of it
 
 
 def look(address: str) -> tuple[str, set[str]]:
-    """Which replica answers, by how long its first load took (to the nanosecond),
-    and the models that are available there.
+    """Which replica answers, identified by how long its first load took (to the
+    nanosecond), and its available models.
     """
     text = requests.get(f"{address}/metrics", timeout=30).text
     loaded = set(
@@ -78,8 +78,8 @@ def look(address: str) -> tuple[str, set[str]]:
 
 
 def wait_for_all(address: str, seconds: float, model: str | None = None) -> tuple[int, float]:
-    """How many replicas answer, those that have a model,
-    and how long it took until all were seen.
+    """How many replicas answer (with `model`: that have it),
+    and how long it took to see them all.
     """
     begun, seen = time.monotonic(), set()
     while len(seen) < REPLICAS and time.monotonic() - begun < seconds:
@@ -90,7 +90,7 @@ def wait_for_all(address: str, seconds: float, model: str | None = None) -> tupl
 
 
 def wait_for_proxy(address: str) -> None:
-    """Ray may say that an application is ready before its proxy listens."""
+    """Wait for the proxy: Ray may call an application ready before that listens."""
     for _ in range(300):
         with contextlib.suppress(requests.ConnectionError):
             if requests.get(f"{address}/-/healthz", timeout=5).status_code == 200:
@@ -99,8 +99,8 @@ def wait_for_proxy(address: str) -> None:
 
 
 class Clients:
-    """Clients that call without a pause and keep what became of each call:
-    when it began and ended, its status, its path.
+    """Clients that call without a pause and record each call: when it began
+    and ended, its status, its path.
     """
 
     def __init__(self, address: str):
@@ -120,7 +120,7 @@ class Clients:
                 if response.status_code == 503:
                     outcome += " Retry-After" if "Retry-After" in response.headers else ""
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-                # before the answer, or amid it
+                # before the answer, or during it
                 outcome = "connection ended"
             self.calls.append((begun, time.monotonic(), outcome, path))
 
@@ -200,8 +200,8 @@ def check_changes(address: str, folder: Path) -> None:
 
 
 def check_throughput(address: str) -> None:
-    """Requests a second of a cheap model through Ray, to those of one process beside it, in turns:
-    16 connections, 3 s each.
+    """Compare requests per second of a cheap model through Ray and from one process beside it, in
+    turns: 16 connections, 3 s each.
     """
     case, wrong = Case(spell("POST", "/v1/models/one:predict", BODY.encode())), list[bytes]()
 
@@ -228,7 +228,7 @@ def check_throughput(address: str) -> None:
                 load.close()
     finally:
         alone.stop()
-    # the first warms
+    # the first is a warm-up
     ratios = sorted(ray / one for ray, one in list(zip(*rates.values(), strict=True))[1:])
     print(
         "       half_plus_two: "
@@ -241,8 +241,8 @@ def check_throughput(address: str) -> None:
 def kill(cluster: Cluster, node: Any) -> float:
     """Kill a node.
 
-    Returns when the last of its processes was gone: its replicas and its proxy notice, for a
-    moment, nothing.
+    Returns the time when its last process was gone, since its replicas and its proxy live on for
+    a moment.
     """
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     processes, gone = [raylet, *raylet.children(recursive=True)], []

@@ -1,4 +1,4 @@
-"""The server behind Ray Serve's proxies, on as many nodes as a Ray cluster has. From the folder of
+"""The server behind Ray Serve's proxies, on all nodes of a Ray cluster. From the folder of
 serving.py:
 
     pip install 'ray[serve]>=2.60' 'a2wsgi>=1.10'
@@ -9,9 +9,9 @@ Every node needs this folder, the config and the models at the same paths. Argum
 or SERVING_CONFIG, SERVING_NUM_REPLICAS and so on in the environment; `num_replicas=auto
 min_replicas=1 max_replicas=8` scales on the requests that a replica is answering.
 
-Each replica looks at the config and the version folders every second, as any server does, so that
-changed files reach all of them without a call. POST /v1/config/reload, which also tries again what
-failed, is passed on to every replica and answers when the last one is done. `deploy/check_ray.py`
+Each replica polls the config and the version folders every second, as any server does, so that all
+of them see changed files without a call. POST /v1/config/reload, which also retries what failed, is
+passed on to every replica and answers when the last one is done. `deploy/check_ray.py`
 shows all this on three nodes. GPUs and nodes on several machines are untested.
 """
 
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import serving  # noqa: E402
 from deploy.asgi import create_asgi  # noqa: E402
 
-LOAD_SECONDS = 600  # how long a replica may take to load what it serves, then Ray starts another
+LOAD_SECONDS = 600  # a replica that takes longer to load is replaced by Ray
 RELOAD_SECONDS = 600  # how long a reload waits for the slowest replica
 # of each replica: 1 and 0
 OPTIONS: dict[str, Callable[[str], Any]] = {
@@ -46,19 +46,19 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 
 
 class ServerOfMany(serving.ModelServer):
-    """A server whose reload is everybody's: it is handed to all replicas, this one among them."""
+    """A server whose reload goes to all replicas, itself included."""
 
     def reload(self) -> tuple[int, dict[str, Any]]:
         """Reload every replica.
 
-        Returns what the one answers that fares worst, else that found something new.
+        Returns the answer with the highest status: of a failure, else of a change.
         """
         context = serve.get_replica_context()
         calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast(
             "reload_alone"
         )
         found = calls.results(timeout_s=RELOAD_SECONDS, return_exceptions=True)
-        # one that ended meanwhile reads everything anew
+        # a replica that ended meanwhile is replaced and reads everything again
         answers = [answer for answer in found if isinstance(answer, tuple)]
         return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()
 
@@ -67,13 +67,13 @@ class ServerOfMany(serving.ModelServer):
         return super().reload()
 
 
-here: list[ServerOfMany] = []  # the replica's server; a replica is a process of its own
+here: list[ServerOfMany] = []  # the replica's server; each replica is its own process
 
 
 def build() -> Callable[..., Any]:
-    """The ASGI application of this replica, once its server is there.
+    """The ASGI application of this replica, once its server exists.
 
-    Ray's proxy adds X-Request-Id itself, the one that it sent here.
+    It drops X-Request-Id from answers: Ray's proxy adds the same one again.
     """
     app = create_asgi(here[0])
 
@@ -95,7 +95,7 @@ def build() -> Callable[..., Any]:
 class Replica:
     """One process that serves everything in the config.
 
-    Ray puts it where there is room, and replaces it when it ends.
+    Ray places it on a node with room, and replaces it when it ends.
     """
 
     def __init__(self, config: str):
@@ -105,11 +105,11 @@ class Replica:
         self.was_ready = False
 
     def check_health(self) -> None:
-        """Raise where another replica would be better; Ray asks before the first request and every
-        few seconds.
+        """Raise if Ray should replace this replica; Ray asks before the first request and every few
+        seconds.
 
-        Before the first request all must be ready. Later a model that is not, because a config
-        brought a broken one, is no reason to end a replica that answers for the others.
+        Before the first request all models must be ready. Later a broken model from a new config is
+        no reason to end a replica that serves the others.
         """
         missing = self.server.readiness()
         if missing and not self.was_ready:
@@ -124,9 +124,9 @@ class Replica:
 def options_of(
     arguments: Mapping[str, str], environ: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The options in arguments, else in the environment, read.
+    """Read the options from the arguments, else from the environment.
 
-    Raises ValueError for what is none.
+    Raises ValueError for unknown or bad ones.
     """
     for name in arguments:
         if name not in OPTIONS:
@@ -163,7 +163,7 @@ def app(arguments: dict[str, str]) -> serve.Application:
         name="serving",
         num_replicas=replicas,
         autoscaling_config=scaling or None,
-        # further ones wait in Ray's proxy, which sends them where a thread is free first
+        # more wait in Ray's proxy, which sends them where a thread is free first
         max_ongoing_requests=server.threads,
         graceful_shutdown_timeout_s=server.drain_seconds,
         health_check_period_s=5,
@@ -174,20 +174,20 @@ def app(arguments: dict[str, str]) -> serve.Application:
     ).bind(path)
 
 
-# what changes nothing where it was done twice
+# paths of calls that are safe to repeat
 REPEATABLE = re.compile(r"[^:]+:(?:predict|classify|regress)|(?:/[^/:]+)?/predict")
-KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not sent again
-# seconds before it is; Ray knows that a node is gone after about one
+KEPT_BYTES = 16 << 20  # of a body; a request with a larger one is not retried
+# seconds before each retry; Ray notices a lost node after about one
 PAUSES = (0.1, 0.3, 0.6, 1.0, 2.0)
 
 
 class Retryable:
-    """ASGI middleware of Ray's proxies, for a replica that ends amid a request, or before Ray knows
-    of it: Ray has nothing to answer then.
+    """ASGI middleware of Ray's proxies for requests whose replica ends during them, or has ended
+    unknown to Ray: Ray has no answer then.
 
-    What asks a model, or only reads, is sent to another replica; the client sees nothing of it. A
-    handler's call, which may do more than answer, is for the client to repeat: it gets 503 with
-    Retry-After. Without this, clients get 500, which they take for their own error.
+    Model calls and reads are sent to another replica, unnoticed by the client. A handler's call may
+    have side effects, so the client must repeat it: it gets 503 with Retry-After. Without this,
+    clients get 500, which they take for their own error.
     """
 
     def __init__(self, app: Callable[..., Any]):
@@ -233,13 +233,13 @@ class Retryable:
 
 
 class Kept:
-    """A request's body as it comes, kept to be read again."""
+    """A request's body, kept while it arrives so that it can be read again."""
 
     def __init__(self, receive: Callable[..., Any]):
         self.receive, self.messages, self.size, self.has_left = receive, list[Any](), 0, False
 
     def from_the_start(self) -> Callable[..., Any]:
-        """A `receive` that gives what has come already, then what comes."""
+        """A `receive` that replays what has arrived, then goes on receiving."""
         known = iter(list(self.messages))
 
         async def receive() -> Any:

@@ -1,11 +1,11 @@
-"""granian, a server written in Rust, as the door. From the folder of serving.py:
+"""granian, written in Rust, as the HTTP server. From the folder of serving.py:
 
     pip install 'granian>=2.8'
     SERVING_CONFIG=/srv/config.json python deploy/start_granian.py
 
-`python serving.py` (waitress) needs none of this. deploy/README.md says what this door lacks: put
-nginx.conf beside this in front of it, which reads each request to its end before it passes it on.
-SIGTERM ends it when what runs is answered.
+`python serving.py` (waitress) needs none of this. deploy/README.md says what granian lacks: put
+nginx (nginx.conf beside this) in front, which reads each request whole before it passes it on.
+SIGTERM ends it once running requests are answered.
 """
 
 import ipaddress
@@ -32,8 +32,8 @@ def load_app(config: str) -> Any:
     """The application, made in the worker: TensorFlow does not survive a fork."""
     server = serving.as_server(config)
     logging.basicConfig(format=serving.LOG_LINE, level=server.config.server.log_level)
-    # What is counted, and not written yet, is written at the stop; `atexit` is not for processes
-    # that are forked.
+    # Writes what is counted but not written yet at the stop; `atexit` does not run in forked
+    # processes.
     Finalize(None, server.stop, kwargs={"drain": False}, exitpriority=0)
     return WithLengths(create_app(server))
 
@@ -43,7 +43,7 @@ def read_address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
     try:
-        ipaddress.ip_address(host)  # a name granian does not look up
+        ipaddress.ip_address(host)  # granian does not resolve names
         if 0 < int(port) < 1 << 16:
             return host, int(port)
     except ValueError:
@@ -52,7 +52,7 @@ def read_address(text: str) -> tuple[str, int]:
 
 
 def refuse_a_taken_address(host: str, port: int) -> None:
-    """Exit with status 1: granian would listen beside who is there, and share its connections."""
+    """Exit with status 1: granian would share the address and its connections."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
@@ -76,16 +76,16 @@ def main() -> None:
         host,
         port,
         interface=Interfaces.WSGI,
-        # One worker: the models are in memory once, and a reload reaches all there is.
+        # One worker: the models are in memory once, and a reload reaches everything.
         workers=1,
-        # One thread waits for no other's hold of the interpreter, and is enough while all models
-        # are short. A slow one, or a body that comes slowly, stops all others meanwhile.
+        # One thread never waits for the interpreter lock, and is enough while all models are fast.
+        # A slow model, or a slow body, blocks all other requests meanwhile.
         blocking_threads=int(os.environ.get("SERVING_BLOCKING_THREADS", "1")),
-        # a permit is a connection's from its accept to its end, idle or not
+        # a connection holds a permit from its accept to its end, idle or not
         backpressure=options.connection_limit,
         http=HTTPModes.http1,
         # ms; also how long an idle connection is kept: longer than nginx keeps it (60 s), so that
-        # nginx is the one who closes. granian's own 30 s would now and then lose nginx a request.
+        # nginx closes first. With granian's own 30 s nginx would now and then lose a request.
         http1_settings=HTTP1Settings(header_read_timeout=75_000),
         websockets=False,
         workers_kill_timeout=max(1, round(options.drain_seconds)),

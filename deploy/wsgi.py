@@ -2,8 +2,8 @@
 and for start_granian.py.
 
 A refusal (401, 413) is answered before the body is read. gunicorn and granian then close the
-connection with the body unread, and a proxy that is still sending it takes that for a failure and
-never passes the refusal on. So what is left of a body is read first.
+connection with the body unread; a proxy that is still sending it sees a failure and never passes
+the refusal on. So the rest of the body is read first.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import serving
 
 
 class ReadToTheEnd:
-    """A WSGI application whose answers go out when the request's body has been read,
-    or thrown away, as a whole.
+    """A WSGI application that answers only after the whole body of the request has
+    been read or discarded.
     """
 
     def __init__(self, app: Callable[..., Iterable[bytes]], server: serving.ModelServer):
@@ -27,7 +27,7 @@ class ReadToTheEnd:
     ) -> Iterable[bytes]:
         answer = self.app(environ, start_response)
         with contextlib.suppress(Exception):
-            # a client that is gone, or chunks that are none: the answer says so already
+            # fails if the client left or chunks are malformed, as the answer already says
             while environ["wsgi.input"].read(1 << 20):
                 pass
         return answer
@@ -45,15 +45,15 @@ def create_app(source: serving.Source) -> ReadToTheEnd:
 class WithLengths:
     """A WSGI application behind granian, which answers 411 to bodies without a Content-Length.
 
-    granian ends a chunked body that breaks off as it ends a whole one: the model would be asked
-    with half of what the client meant, and nothing told it. Of a length the server sees what lacks.
+    granian ends a chunked body that breaks off like a whole one: the model would silently get only
+    a part of what the client meant. With a length the server notices that bytes are missing.
     """
 
     ANSWER = b'{"error":"Length Required: under granian a body needs a Content-Length"}'
 
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         self.app = app
-        # granian puts the environment of its process under each request's, headers among it
+        # granian adds its process' environment to each request, where HTTP_* look like headers
         self.foreign = [name for name in os.environ if name.startswith("HTTP_")]
 
     def __call__(

@@ -24,7 +24,7 @@ def put(browser, article):
 
 
 def take_shop(camera):
-    """The page of who has two articles in the basket, and asks what goes with two others."""
+    """The page of a customer with two articles in the basket, who asks about two others."""
     browser = camera.browser
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", SIZE)
     browser.get(f"{camera.address}/login")

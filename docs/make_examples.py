@@ -1,6 +1,6 @@
 """Take the pictures of docs/examples.md: `python docs/make_examples.py [name ...]`.
 
-Chromium looks at each example as its own config, or its own site, serves it. Needs what the tests
+Chromium opens each example as its own config or site serves it. Needs what the tests
 need; writes into docs/pictures.
 """
 
@@ -64,7 +64,7 @@ def take_picture_model(camera, name, dark=False):
 
 
 def take_sent(camera, name, part, values):
-    """A model or handler, sent values: each into the field whose label begins so."""
+    """Send values to a model or handler, each in the field whose label begins with its name."""
     with console(camera, name) as key:
         camera.look(part, False, SENT, key)
         for label, value in values.items():
@@ -100,7 +100,7 @@ def take_widget(camera):
 
 
 def draw_crops(camera):
-    """The boxes of the answer and their kinds, over the picture that was sent."""
+    """Draw the answer's boxes and kinds over the picture that was sent."""
     path = ROOT / "models/shapes/samples/0.jpg"
     body = {"inputs": {"image": {"b64": base64.b64encode(path.read_bytes()).decode()}}}
     with console(camera, "crops"):

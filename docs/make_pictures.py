@@ -1,6 +1,6 @@
 """Take the pictures of the page that the documents show: `python docs/make_pictures.py [name ...]`.
 
-Chromium looks at the demo, and at the made-up server of the page's tests, where there is one of
+Chromium opens the demo and the made-up server of the page's tests, which has one of
 everything. Needs what the tests need; writes into docs/pictures.
 """
 
@@ -76,7 +76,7 @@ class Camera:
         time.sleep(2)
 
     def shoot(self, name):
-        """Keep what is seen now, in few colours."""
+        """Save a screenshot in few colours."""
         if self.wanted and name not in self.wanted:
             return
         path = ROOT / "docs/pictures" / f"{name}.png"
@@ -88,7 +88,7 @@ class Camera:
 
 @contextlib.contextmanager
 def demo(folder):
-    """The address of the demo, its deployment with an inbox, with callers of all kinds."""
+    """The address of the demo, with an inbox for its deployment and with traffic."""
     config = json.loads((ROOT / "config.json").read_text())
     config["auth"] = {"keys": [key_entry("page", KEY, quota={"calls": 100000, "period": "day"})]}
     config["auth"]["quota_store"] = str(folder / "quotas.sqlite3")
@@ -108,7 +108,7 @@ def demo(folder):
 
 
 def call(address, over):
-    """Call the demo's models until it is over, a few of the calls wrong."""
+    """Call the demo's models until `over` is set, a few calls wrong."""
     samples = [path.read_bytes() for path in sorted(ROOT.glob("models/shapes/samples/*.jpg"))]
     chance = random.Random(0)
     while not over.is_set():
@@ -127,7 +127,7 @@ def call(address, over):
 
 
 def take_demo(camera):
-    """The parts as they look with the demo: light, dark and on a phone."""
+    """The page's parts with the demo: light, dark and on a phone."""
     for name, dark, size in (
         ("try-light", False, TALL),
         ("try-dark", True, TALL),
@@ -157,7 +157,7 @@ def take_demo(camera):
 
 
 def take_manage(camera, folder):
-    """Manage with a deployment that is about to be changed, and a key that was just made."""
+    """Manage, with a deployment about to be changed and a key just made."""
     site = managed.Site(folder)
     server = serving.ModelServer(site.path)
     assert server.wait(120)
@@ -197,7 +197,7 @@ def take_watch(camera):
 
 
 def take_hard(camera, pictures):
-    """What is hard to show: many, none, tall, wide, holes, names of all writings."""
+    """Hard cases: many, none, tall, wide, holes, names in all scripts."""
     for name, part, picture in (
         ("boxes-300", "try/crowd", "plain.png"),
         ("picture-200x6000", "try/cells", "tall.png"),
@@ -229,7 +229,7 @@ def take_hard(camera, pictures):
 
 
 def take_states(camera):
-    """What is served, as those see it who may see little, or before it is there."""
+    """What is served, for a key that may see little, or before it is loaded."""
     camera.look("try/broken")
     camera.shoot("deployments-40")
     camera.look("try/diamond")

@@ -26,7 +26,7 @@ NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", ty
 
 
 def type_of(kind):
-    """What JSON value an option takes, in a word."""
+    """The kind of JSON value that an option takes."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in NAMES:
         return NAMES[kind]
@@ -46,7 +46,7 @@ def type_of(kind):
 
 
 def default_of(field):
-    """The default as JSON has it; nothing where there is none."""
+    """The default as JSON; empty if there is none."""
     if field.default_factory is not dataclasses.MISSING:
         return "`{}`"
     if field.default is dataclasses.MISSING:
@@ -61,7 +61,7 @@ def default_of(field):
 
 
 def given(value):
-    """A dataclass as JSON, without what is None."""
+    """A dataclass as JSON, without None values."""
     pairs = dataclasses.asdict(value).items()
     return {name: one for name, one in pairs if one is not None}
 

@@ -1,8 +1,7 @@
-"""Hooks of mkdocs: what lies outside docs/ and is linked from there is part of the site.
+"""Hooks of mkdocs: files outside docs/ that its pages link to become part of the site.
 
-`](../deploy/README.md)` of a page in docs/ is right for who reads it in the repository. The site
-has that page as production.md, and files such as serving.py as they are; of a folder the name
-stays.
+A link such as `](../deploy/README.md)` works in the repository. The site has that page as
+production.md, and files such as serving.py unchanged; a link to a folder becomes plain text.
 """
 
 import posixpath

@@ -19,7 +19,7 @@ HELD_OUT = FOLDER / "digits_held_out.npz"
 def make_half_plus(name: str, offset: float) -> None:
     """y = 0.5 x + offset, with the signatures of TensorFlow Serving's own example of that name.
 
-    It takes x of any shape, and says so: the guide asks it with `[1.0, 2.0, 5.0]`.
+    Its signature takes x of any shape: the guide calls it with `[1.0, 2.0, 5.0]`.
     """
     import tensorflow as tf
 
@@ -113,7 +113,7 @@ def make_digits() -> None:
         scores = model(features["image"], training=False)
         return {"classes": tf.tile(names[tf.newaxis], [tf.shape(scores)[0], 1]), "scores": scores}
 
-    # it finds the variables by itself; with `track` it would store them twice
+    # finds the variables itself; with `track` it would store them twice
     archive = keras.export.ExportArchive()
     archive.add_endpoint("serving_default", predict)
     archive.add_endpoint("classify", classify)

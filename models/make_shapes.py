@@ -26,12 +26,12 @@ FOLDER = Path(__file__).parent / "shapes"
 NAMES = ["circle", "square", "triangle", "star"]
 TRAINING, HELD_OUT = 1, 2  # seeds
 HELD_OUT_PICTURES = 200
-MOST = 6  # shapes in a picture
-SIDE = 256  # of the square that the net sees, whatever the picture's size and proportions
-CELLS = SIDE // 4  # of the heat map, a side
-MASK = 28  # points of a mask, a side
+MOST = 6  # most shapes in a picture
+SIDE = 256  # pixels of the square that every picture is resized to for the net
+CELLS = SIDE // 4  # per side of the heat map
+MASK = 28  # points per side of a mask
 ROWS = 50  # of the answer
-FAINTEST = 0.05  # score that is still a detection
+FAINTEST = 0.05  # lowest score of a detection
 BATCH = 8
 
 
@@ -49,7 +49,7 @@ def outline(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
 
 
 def blob(rng: np.random.Generator, size: float) -> np.ndarray:
-    """Corners [N, 2] of a thing that is no shape: long, or with a wavy outline."""
+    """Corners [N, 2] of something that is no shape: long, or with a wavy outline."""
     angles = np.arange(60) * 2 * np.pi / 60
     if rng.random() < 0.3:
         points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [
@@ -69,7 +69,7 @@ def blob(rng: np.random.Generator, size: float) -> np.ndarray:
 def coverage(points: np.ndarray, width: int, height: int) -> Image.Image:
     """How much of each pixel a polygon covers, 0..255.
 
-    Drawn thrice as large so that its edge is smooth.
+    Drawn three times as large so that its edge is smooth.
     """
     canvas = Image.new("L", (width * 3, height * 3))
     ImageDraw.Draw(canvas).polygon([(x * 3, y * 3) for x, y in points.tolist()], fill=255)
@@ -79,7 +79,7 @@ def coverage(points: np.ndarray, width: int, height: int) -> Image.Image:
 def shading(
     rng: np.random.Generator, colour: np.ndarray, spread: float, cells: int, width: int, height: int
 ) -> Image.Image:
-    """A picture of about one colour that changes softly from place to place."""
+    """A picture of about one colour that varies smoothly."""
     corners = np.clip(colour + rng.uniform(-spread, spread, (cells, cells, 3)), 0, 255).astype(
         np.uint8
     )
@@ -124,8 +124,8 @@ def background(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A picture uint8 [H, W, 3]; which shape each pixel shows, uint8 [H, W], 0 for none and 1 for
-    the first; the boxes float32 [6, 4] of what is seen of the shapes, as ymin, xmin, ymax, xmax of
-    0..1; their classes int32 [6], from 1. Unused rows are 0.
+    the first; boxes float32 [6, 4] of the visible parts of the shapes, as ymin, xmin, ymax, xmax
+    of 0..1; their classes int32 [6], from 1. Unused rows are 0.
     """
     width, height = rng.integers(240, 321, 2).tolist() if rng.random() < 0.5 else (320, 240)
     picture = background(rng, width, height)
@@ -143,11 +143,11 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
         inside = np.asarray(cover) > 127
         hidden = np.bincount(ids[inside], minlength=len(areas) + 1)[1:]
         left = np.bincount(ids.ravel(), minlength=len(areas) + 1)[1:] - hidden
-        if (left < 0.75 * np.array(areas)).any():  # would hide too much of those already there
+        if (left < 0.75 * np.array(areas)).any():  # would hide too much of earlier shapes
             continue
         under = np.asarray(picture)[inside].mean(axis=0)
         colour = rng.uniform(0, 255, 3)
-        if np.abs(colour - under).max() < 60:  # would hardly be seen
+        if np.abs(colour - under).max() < 60:  # would be hard to see
             continue
         if rng.random() < 0.25:  # with an edge of another colour
             picture.paste(tuple(rng.integers(0, 256, 3).tolist()), mask=cover)
@@ -212,7 +212,7 @@ def make_nets():
     quarter = conv(merge(eighth, quarter), 32)
     features = conv(merge(quarter, half), 8)
     head = conv(quarter, 48)
-    rare = keras.initializers.Constant(-4)  # at first nothing is anywhere, as is true of most cells
+    rare = keras.initializers.Constant(-4)  # starts with no shape anywhere: most cells have none
     scores = layers.Conv2D(len(NAMES), 1, bias_initializer=rare)(head)
     distances = layers.Conv2D(4, 1)(head)
     distances = layers.Lambda(
@@ -236,7 +236,7 @@ def to_square(picture):
 
 
 def centres():
-    """Where the cells' centres are, 0..1: two tensors [64, 1] and [1, 64]."""
+    """The y and x of the cells' centres, 0..1: tensors [64, 1] and [1, 64]."""
     import tensorflow as tf
 
     steps = (tf.range(CELLS, dtype=tf.float32) + 0.5) / CELLS
@@ -258,7 +258,7 @@ def crops(images, boxes, indices, method="bilinear"):
     """
     import tensorflow as tf
 
-    # crop_and_resize takes its first point on the edge given to it and counts from the middle of
+    # crop_and_resize takes its first point on the edge of the box, and measures from the centre of
     # the first pixel to that of the last
     side = float(images.shape[1])
     inset = (boxes[:, 2:] - boxes[:, :2]) / (2 * MASK)
@@ -271,8 +271,8 @@ def crops(images, boxes, indices, method="bilinear"):
 
 
 def score_loss(scores, bells, present, classes):
-    """CenterNet's focal loss: every cell but a centre should be 0,
-    yet near a centre not being 0 costs little.
+    """CenterNet's focal loss: all cells but centres should be 0,
+    but near a centre a miss costs little.
     """
     import tensorflow as tf
 
@@ -286,8 +286,8 @@ def score_loss(scores, bells, present, classes):
 
 
 def box_loss(found, boxes, bells, present):
-    """1 - generalised intersection over union of the boxes that the cells near a
-    centre give with the true one.
+    """1 - generalised intersection over union of the true box and the boxes that
+    cells near its centre predict.
     """
     import tensorflow as tf
 
@@ -315,8 +315,8 @@ def box_loss(found, boxes, bells, present):
 
 
 def mask_loss(mask_net, features, ids, boxes, present):
-    """Cross entropy and Dice's measure of the masks in the true boxes,
-    moved a little as found ones are.
+    """Cross entropy and Dice loss of the masks in the true boxes, which
+    are shifted a little, as detected ones are.
     """
     import tensorflow as tf
 
@@ -418,20 +418,20 @@ def export(net, mask_net) -> None:
         boxes = tf.clip_by_value(
             tf.gather(tf.reshape(to_boxes(distances), [-1, 4]), peaks // len(NAMES)), 0, 1
         )
-        # whatever their classes, two boxes that lie so close are of one shape
+        # two boxes that overlap so much show one shape, whatever their classes
         kept = tf.image.non_max_suppression(
             boxes, scores, ROWS, iou_threshold=0.7, score_threshold=FAINTEST
         )
         count = tf.shape(kept)[0]
         boxes = tf.gather(boxes, kept)
-        # one box more than there are, since the net's layers do not all bear to be given none
+        # adds a dummy box, since not all layers of the net accept an empty batch
         boxed = tf.concat([boxes, [[0, 0, 1, 1]]], axis=0)
         masks = tf.sigmoid(
             mask_net(crops(features, boxed, tf.zeros([count + 1], tf.int32)), training=False)
         )[:count]
 
         def rows(values):
-            """One more axis in front, and rows of zeros to make fifty."""
+            """Add an axis in front, and pad with zeros to fifty rows."""
             padding = [[0, ROWS - count]] + [[0, 0]] * (values.shape.rank - 1)
             return tf.ensure_shape(
                 tf.pad(values, padding)[tf.newaxis], [1, ROWS, *values.shape[1:]]
@@ -445,7 +445,7 @@ def export(net, mask_net) -> None:
             "num_detections": tf.cast(count, tf.float32)[tf.newaxis],
         }
 
-    # it finds the variables itself, and would save twice those of a net it is told to track
+    # finds the variables itself; those of a tracked net would be saved twice
     archive = keras.export.ExportArchive()
     archive.add_endpoint("serving_default", detect)
     shutil.rmtree(FOLDER / "1", ignore_errors=True)
@@ -469,9 +469,9 @@ def save_samples() -> None:
 
 
 def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask [28, 28] of a box, over the whole picture: bool [H, W]."""
+    """A mask [28, 28] of a box, pasted into the whole picture: bool [H, W]."""
     top, left, bottom, right = box * [height, width, height, width]
-    # the picture's pixels in the mask's own measure, with its first part from 0 to 1
+    # the picture's pixels in the coordinates of the mask's points
     y = (np.arange(height) + 0.5 - top) / max(bottom - top, 1e-6) * MASK - 0.5
     x = (np.arange(width) + 0.5 - left) / max(right - left, 1e-6) * MASK - 0.5
     inside = ((y >= -0.5) & (y <= MASK - 0.5))[:, np.newaxis] & ((x >= -0.5) & (x <= MASK - 0.5))
@@ -486,8 +486,8 @@ def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndar
 
 
 def annotation(box, mask: np.ndarray, **more) -> dict:
-    """What pycocotools wants of a detection or a true shape, its box being ymin, xmin, ymax,
-    xmax of 0..1.
+    """What pycocotools needs of a detection or a true shape, whose box is ymin, xmin, ymax, xmax
+    of 0..1.
     """
     from pycocotools import mask as run_lengths
 
@@ -542,7 +542,7 @@ def measure() -> None:
                     score=float(answer["detection_scores"][index]),
                 )
             )
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         true, ours = COCO(), COCO()
         categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
         true.dataset = {"images": images, "categories": categories, "annotations": truth}

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "models" / "defects"
 MODEL, SAMPLES = FOLDER / "1" / "defects.keras", FOLDER / "samples"
 NAMES = ("sound", "scratch", "dent")  # class 0 is the metal itself
 TRAINING, HELD_OUT = 1, 2  # seeds
-SIZE, CANVAS = 128, 384  # pixels that the network sees, and that are drawn on
+SIZE, CANVAS = 128, 384  # pixels per side: of the network's input, of the drawing
 
 
 def draw_surface(
@@ -56,7 +56,7 @@ def add_scratch(rng: np.random.Generator, surface: np.ndarray, classes: np.ndarr
 
 
 def add_dent(rng: np.random.Generator, surface: np.ndarray, classes: np.ndarray) -> None:
-    """A hollow of 16 to 40 pixels' radius, lit from the upper left."""
+    """A hollow with a radius of 16 to 40 pixels, lit from the upper left."""
     middle, radius = rng.uniform(0.15, 0.85, 2) * CANVAS, rng.uniform(16, 40)
     y, x = (np.mgrid[:CANVAS, :CANVAS] - middle[:, np.newaxis, np.newaxis]) / radius
     inside = np.hypot(x, y) <= 1
@@ -96,13 +96,13 @@ def make_net():
 
 
 def train(count: int, epochs: int) -> None:
-    """Write the model, uncompiled: what an optimizer remembers is three times its size."""
+    """Write the model, uncompiled: the optimizer's state would triple its size."""
     import keras
 
     keras.utils.set_random_seed(TRAINING)
     net = make_net()
     surfaces, classes = make_surfaces(TRAINING, count)
-    weights = np.float32([1, 4, 4])[classes]  # a few pixels of a hundred are of a defect
+    weights = np.float32([1, 4, 4])[classes]  # few pixels show a defect
     rate = keras.optimizers.schedules.CosineDecay(4e-3, epochs * -(-count // 8))
     net.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
     net.fit(surfaces, classes, 8, epochs, sample_weight=weights, verbose=2)
@@ -113,7 +113,7 @@ def train(count: int, epochs: int) -> None:
 
 
 def write_samples() -> None:
-    """Two surfaces that it has not seen, on which no defect lies upon another."""
+    """Write two surfaces that it has not seen, without overlapping defects."""
     SAMPLES.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(HELD_OUT + 1)
     for number, (scratches, dents) in enumerate([(2, 1), (1, 2)]):

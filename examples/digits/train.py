@@ -23,7 +23,7 @@ MODEL = Path(__file__).parent / "models" / "digits" / "1"
 def split_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images to train with, images held out, float32 [N, 8, 8]; labels of both, int [N].
 
-    The split of models/make_models.py, whose models/digits_held_out.npz are those held out here.
+    The split of models/make_models.py: models/digits_held_out.npz holds the same held-out images.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent / "models" / "pets"
 MODEL, SAMPLES = FOLDER / "1" / "pets.keras", FOLDER / "samples"
 NAMES = ("cat", "dog")
 TRAINING, HELD_OUT = 1, 2  # seeds
-SIZE, CANVAS = 64, 256  # pixels that the network sees, and that are drawn on
+SIZE, CANVAS = 64, 256  # pixels per side: of the network's input, of the drawing
 FURS = [(225, 150, 70), (120, 85, 60), (90, 90, 95), (200, 190, 175), (170, 120, 80), (60, 55, 55)]
 
 
@@ -36,7 +36,7 @@ def draw_face(rng: np.random.Generator, kind: int) -> Image.Image:
     move = rng.uniform(-25, 25, 2) * scale
     turned = picture.rotate(tilt, Image.Resampling.BICUBIC, fillcolor=back)
     edge = CANVAS * (1 - scale) / 2
-    corners = (scale, 0, edge + move[0], 0, scale, edge + move[1])  # of the picture that is seen
+    corners = (scale, 0, edge + move[0], 0, scale, edge + move[1])  # of the visible part
     seen = turned.transform(
         turned.size, Image.Transform.AFFINE, corners, Image.Resampling.BICUBIC, fillcolor=back
     )
@@ -73,12 +73,12 @@ def draw_dog(pen: ImageDraw.ImageDraw, coat: tuple, dark: tuple) -> None:
 
 
 def at(side: int, *points: tuple) -> list:
-    """Points around the middle of the canvas, mirrored where side is -1."""
+    """Points around the canvas' centre, mirrored if side is -1."""
     return [(CANVAS / 2 + side * x, CANVAS / 2 + y) for x, y in points]
 
 
 def box(x: float, y: float, width: float, height: float) -> list:
-    """Corners of an ellipse by its middle and half its sides."""
+    """Corners of an ellipse by its centre and half axes."""
     return at(1, (x - width, y - height), (x + width, y + height))
 
 
@@ -112,7 +112,7 @@ def make_net():
 
 
 def train(pictures: int, epochs: int) -> None:
-    """Write the model, uncompiled: what an optimizer remembers is three times its size."""
+    """Write the model, uncompiled: the optimizer's state would triple its size."""
     import keras
 
     keras.utils.set_random_seed(TRAINING)

@@ -41,7 +41,7 @@ def make_houses(seed: int, count: int) -> dict[str, np.ndarray]:
 
 
 def price_of(houses: dict[str, np.ndarray]) -> np.ndarray:
-    """What houses cost here, in thousands, [N]: by area, less for age, half of it 15 km out."""
+    """Prices of houses in thousands, [N]: by area, less with age, and about half 15 km out."""
     basis = 60 + 3.2 * houses["area"] + 9 * houses["rooms"] + 35 * houses["garden"]
     return basis * (1 - 0.003 * houses["age"]) * (0.35 + 0.65 * 0.5 ** (houses["distance"] / 9))
 

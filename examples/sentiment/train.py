@@ -5,9 +5,8 @@ model/sentiment.npz.
     python train.py --measure    # prints the accuracy of the model that is there
 
 A sentence is a frame filled with words. Most frames take a good, a bad or a plain word, so that
-only the word tells the label, and not the frame. Frames and things held out of training make the
-test sentences; their good and bad words are those of training, since a model of words knows no
-others.
+only the word tells the label, not the frame. The test sentences use frames and things held out of
+training, but the good and bad words of training, since a model of words knows no others.
 """
 
 import sys
@@ -145,8 +144,8 @@ HELD_OUT_REPORTS = split_phrases("""
 
 
 def make_sentences(count, rng, frames, negated, reports, things):
-    """Texts and labels, int64 [count]: half of plain frames, a quarter negated ones,
-    a quarter reports of facts.
+    """Texts and labels, int64 [count]: half from plain frames, a quarter from negated
+    ones, a quarter from reports of facts.
     """
     texts, labels = [], []
     for _ in range(count):
@@ -159,7 +158,7 @@ def make_sentences(count, rng, frames, negated, reports, things):
 
 
 def fill(frame, label, things, rng):
-    """A frame with words of the label in its slots, its first letter large in half of the cases."""
+    """A frame with words of the label in its slots; half of them begin with a capital letter."""
     adjectives, verb = ADJECTIVES[label], pick(VERBS[label], rng)
     text = frame.format(
         a=pick(adjectives, rng),
@@ -203,7 +202,7 @@ def held_out_sentences():
 
 
 def stack_features(texts):
-    """Features of N texts and their signs, int64 and float64 [N, F], filled up with sign 0."""
+    """Features of N texts and their signs, int64 and float64 [N, F], padded with sign 0."""
     rows = [featurize(text) for text in texts]
     shape = len(rows), max(len(features) for features, _ in rows)
     features, signs = np.zeros(shape, np.int64), np.zeros(shape)

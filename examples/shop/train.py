@@ -25,8 +25,8 @@ BELONGS = np.array([[theme == own for _, own in ARTICLES] for theme in THEMES])
 
 
 def make_baskets(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Baskets without one of their articles, float32 [count, articles] of 0 and 1, and the article
-    that is missing, int [count].
+    """Baskets that lack one of their articles, float32 [count, articles] of 0 and 1, and the
+    missing article, int [count].
     """
     rng = np.random.default_rng(seed)
     baskets = np.zeros((count, len(ARTICLES)), np.float32)
@@ -41,8 +41,8 @@ def make_baskets(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_net():
-    """Baskets [N, articles] to the probabilities, [N, articles], that a customer buys an article
-    next; those in the basket have none.
+    """Baskets [N, articles] to the probabilities [N, articles] that a customer buys an article
+    next; those in the basket get 0.
     """
     import keras
 

@@ -1,8 +1,8 @@
-// The server: its address, the key, questions and what went wrong with them.
+// The server: its address, the key, requests and their errors.
 
 export const BASE = new URL("..", location.href.split("#")[0]);
 
-// A browser may keep nothing for a page in a frame: then the key lasts as long as the page.
+// A browser may store nothing for a framed page: then the key lasts as long as the page.
 let own = null;
 const stores = ["sessionStorage", "localStorage"].flatMap((name) => {
 	try {
@@ -79,10 +79,10 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 
 export const post = (url, body, signal, page = false) => ask(url, {page, method: "POST", body, signal, headers: {"Content-Type": "application/json"}});
 
-// Texts, which stay; what JSON does not have; whole numbers, rounded where they are long.
+// Texts, kept; values that JSON lacks; integers too long for JavaScript.
 const TOKENS = /"[^"\\]*(?:\\[^][^"\\]*)*(?:"|\\?$)|-?Infinity|NaN|(?<![\d.eE+-])-?\d{16,}(?![\d.eE])/g;
 
-/** JSON, with a text for each NaN, infinity and long whole number: {answer}, and where it has some, the `text` that it was. */
+/** JSON with NaN, infinities and long integers as texts: {answer}, and its original `text` if it has any. */
 export function readJson(text) {
 	const told = text.replace(TOKENS, (found) => (found[0] === '"' || Number.isSafeInteger(Number(found)) ? found : `"${found}"`));
 	return {answer: JSON.parse(told), ...(told === text ? {} : {text})};
@@ -103,7 +103,7 @@ async function readError(response) {
 	return new ServerError(said, {status: response.status, id});
 }
 
-/** What the server says of its time: ms by part. */
+/** The times that the server tells: ms by part. */
 export function timing(response, took) {
 	const parts = {};
 	for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {
@@ -120,7 +120,7 @@ export function timing(response, took) {
 export const catalogue = {key: {}}; // what `GET /deployments` answers
 const listeners = new Set();
 
-/** Be told when it was read anew; returns what ends it. */
+/** Be told of each new reading; returns what ends it. */
 export function onCatalogue(listener) {
 	listeners.add(listener);
 	return () => listeners.delete(listener);
@@ -137,7 +137,7 @@ export async function refresh(signal) {
 	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);
 }
 
-/** Read it; again in 5 s where that fails for anything but a key. */
+/** Read it; again in 5 s on any failure but a key's. */
 function keepUp() {
 	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
 }

@@ -1,4 +1,4 @@
-// The page's frame: parts and their addresses, the key, what is loading, errors that nobody else shows.
+// The page's frame: parts and their addresses, the key, loading models, errors not shown elsewhere.
 
 import {catalogue, contact, decoded, key, load, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
 import {$, button, duration, fill, make, several} from "./dom.js";
@@ -23,7 +23,7 @@ async function route() {
 	if (moved) fill(root);
 	const leave = await attempt(() => module.show(root, names));
 	if (turn === shown.turn) shown.leave = leave;
-	else leave?.(); // something else was chosen meanwhile
+	else leave?.(); // another part was chosen meanwhile
 }
 
 export async function attempt(work) {
@@ -40,7 +40,7 @@ const showError = (text) => ($("#error").textContent = text);
 
 let asking;
 
-/** Ask for the key, once for all questions; true when there is a new one. */
+/** Ask for the key, once for all requests; true for a new one. */
 function askForKey(reason) {
 	asking ??= new Promise((done) => {
 		const dialog = $("#key-dialog"), input = $("#key-input");

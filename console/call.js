@@ -1,4 +1,4 @@
-// A call that the user makes: sending, waiting, stopping, its time and its error.
+// A user's call: sending, waiting, stopping, its time and its error.
 
 import {askJson, readJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
@@ -73,7 +73,7 @@ export class Caller {
 
 	tick(began) {
 		const took = performance.now() - began, told = `Waiting${this.queue}`;
-		if (this.status.textContent !== told) this.status.textContent = told; // read out; the seconds are not
+		if (this.status.textContent !== told) this.status.textContent = told; // read aloud, unlike seconds
 		this.ticker.textContent = ` ${(took / 1000).toFixed(1)} s`;
 		if (took < 1000 || this.looking) return;
 		this.looking = true;

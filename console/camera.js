@@ -19,7 +19,7 @@ export class Camera {
 		this.wanted = true;
 		this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}})
 			.catch((error) => this.caller.fail(`The camera cannot be used: ${error.message}`));
-		if (!this.stream || !this.wanted) return this.end(); // refused, or the panel was left meanwhile
+		if (!this.stream || !this.wanted) return this.end(); // refused, or the user left the panel
 		this.element.hidden = false;
 		this.video.srcObject = this.stream;
 		await this.video.play().catch(() => {});
@@ -46,7 +46,7 @@ export class Camera {
 		if (live) this.run(this.live);
 	}
 
-	/** Picture after picture, the next when the last is answered. */
+	/** Send pictures, each once the last is answered. */
 	async run(live) {
 		let last = performance.now(), rate = 0;
 		while (this.live === live) {

@@ -2,14 +2,14 @@
 
 import {clamp, draw, make, milliseconds, show} from "./dom.js";
 
-// Okabe and Ito's (https://jfly.uni-koeln.de/color/), then 13 searched for: to colour-blind eyes too, no two of the 20
-// are nearer than the nearest of those (CIEDE2000). The tests measure it.
+// Okabe and Ito's (https://jfly.uni-koeln.de/color/), then 13 computed: even to colour-blind eyes no two of the 20
+// are closer than their closest two (CIEDE2000). Tests measure it.
 export const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#87000f", "#b4d2d2", "#695a78",
 	"#c3d287", "#004b3c", "#0f0ff0", "#c3b4a5", "#697878", "#7878ff", "#c30f00", "#780087", "#87694b", "#961e4b"];
 
 const HIGH = 190, LEFT = 46, BOTTOM = 22, TOP = 8;
 
-/** About how wide a chart is drawn, so that its letters keep their shape. */
+/** A chart's approximate width, so that its text is not distorted. */
 function room() {
 	const all = Math.min(1900, innerWidth) - 38;
 	return all / Math.max(1, Math.floor((all + 12) / 428)) - 40;

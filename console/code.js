@@ -8,7 +8,7 @@ const PICTURE = "picture.jpg"; // in the server's programs
 
 const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-/** A call for curl, in one line; a body that is long, or has several lines, is a `file` beside it. */
+/** A call for curl, in one line; a long body, or one of several lines, is a `file` beside it. */
 export function curlOf(own, url, method, headers, body) {
 	const file = body instanceof Blob ? body : body?.length > LONGEST || body?.includes?.("\n") ? new File([body], "body.txt") : null;
 	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@${value.name}`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
@@ -17,12 +17,12 @@ export function curlOf(own, url, method, headers, body) {
 	return {curl: words.map(word).join(" "), file};
 }
 
-/** The code of a call: what to ask for it, or curl's where the body is no short JSON; without one it has an example. */
+/** A call's code: what to ask the server, or curl if the body is no short JSON; without a body, an example. */
 export function codeOf(own, url, body, method = "POST", type = "application/json") {
 	const call = JSON.stringify({path: `/${url}`, method, ...(own && {key: own})});
 	if (body === undefined || method === "GET") return {body: call};
 	try {
-		if (type === "application/json" && JSON.parse(body) !== null && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // no shorter than the server's
+		if (type === "application/json" && JSON.parse(body) !== null && encodeURIComponent(body).length < LONGEST) return {body: `${call.slice(0, -1)},"body":${body}}`}; // at least the server's count
 	} catch {
 		// no JSON
 	}

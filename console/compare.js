@@ -1,4 +1,4 @@
-// The same picture asked otherwise: a divider, the differences.
+// One picture, two answers: a divider, the differences.
 
 import {catalogue} from "./api.js";
 import {Caller} from "./call.js";
@@ -6,7 +6,7 @@ import {bar, details, fill, make, range, select, table} from "./dom.js";
 import {predict, versionPicker} from "./predict.js";
 import {cornersOf} from "./viewer.js";
 
-const SAME_PLACE = 0.5; // of intersection over union, as in COCO's and Pascal VOC's matching
+const SAME_PLACE = 0.5; // least intersection over union, as COCO and Pascal VOC match
 
 export class Compare {
 	constructor(panel) {
@@ -63,7 +63,7 @@ function overlap(one, other) {
 	return both / (area(a) + area(b) - both || 1);
 }
 
-/** What differs. Matched greedily, the surest first, within a class. */
+/** The differences; greedy matches, best score first, by class. */
 function differences(left, right) {
 	const free = new Set(right), rows = [], sure = (one) => one.confidence.toFixed(3);
 	let same = 0;

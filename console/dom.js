@@ -20,7 +20,7 @@ export function make(name, ...given) {
 
 const wanted = (children) => children.flat(2).filter((child) => child != null && child !== false && child !== "");
 
-/** New children; a list that the keyboard is on keeps it, by its label. */
+/** Replace children; a focused list keeps the focus, by its label. */
 export function fill(element, ...children) {
 	const held = document.activeElement, label = element.contains(held) && held.matches("select") && held.parentElement.firstChild.data;
 	element.replaceChildren(...wanted(children));
@@ -50,7 +50,7 @@ export const search = (label, oninput, placeholder = "Search…", properties) =>
 
 export const fits = (text, sought) => text.toLowerCase().includes(sought.trim().toLowerCase());
 
-/** The first of some names, and how many more there are. */
+/** The first names, and how many more there are. */
 export const several = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
@@ -59,7 +59,7 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-/** Draw a picture, canvas or video onto a canvas, which gets its size or another. */
+/** Draw a picture, canvas or video onto a canvas, in its size or a given one. */
 export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
 	Object.assign(canvas, {width, height});
 	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
@@ -100,7 +100,7 @@ export const dot = (state) => make("span", {className: `dot ${state}`, role: "im
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-/** A number with its unit; "–" where the server says nothing. */
+/** A number with its unit; "–" if the server gives none. */
 export const show = (value, unit = "", digits = 0) => (value == null ? "–" : value.toFixed(digits) + unit);
 
 export function milliseconds(value) {
@@ -122,14 +122,14 @@ export function bytes(value) {
 	return `${value} B`;
 }
 
-/** JSON to read: indented, a row of numbers on one line; it and long texts in it (megabytes of a chart) are cut. */
+/** Readable JSON: indented, rows of numbers on one line; cut if long, as are its texts (megabytes of a chart). */
 export function pretty(value, most = 200000) {
 	const text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text. Without https a browser has no clipboard, so it is selected and copied. */
+/** Copy text. Without https there is no clipboard API: text is selected and copied. */
 export async function copy(text, from) {
 	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
 	setTimeout(() => (from.textContent = "Copy"), 1500);
@@ -175,13 +175,13 @@ export const toBase64 = (blob) => new Promise((done, failed) => {
 	reader.readAsDataURL(blob);
 });
 
-// A file would take the page's place where it is dropped.
+// By default a dropped file replaces the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 
 /** Pasted in Try: into the zone with the keyboard, else the first. */
 addEventListener("paste", ({target, clipboardData}) => target.matches("textarea, input:not([type=file], [type=range], [type=checkbox])") || (target.closest("#panel .drop") ?? $("#panel .drop"))?.give(clipboardData.files));
 
-/** Where files are chosen and dropped. */
+/** A zone to choose or drop files. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
 	const give = (files) => files.length && take([...files]);
 	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", {give}, make("label.button", text, input), extra);

@@ -1,4 +1,4 @@
-// Fields of typed values: what a text means as a number, a list or an object, and how a value is written.
+// Fields of typed values: how a text is read as a number, list or object, and how a value is written.
 
 import {make, option} from "./dom.js";
 
@@ -12,7 +12,7 @@ function readMap(text) {
 	}));
 }
 
-/** A field's text as a value; commas divide lists. What is no number goes as text. */
+/** A field's text as a value; commas divide lists. Bad numbers are sent as text. */
 function read(kind, text) {
 	if (text.trim() === "") return null;
 	if (kind === "number" || kind === "integer") return numberOr(text);
@@ -27,7 +27,7 @@ function write(kind, value) {
 	return kind === "map" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`).join(", ") : String(value);
 }
 
-/** A field of a kind, or of a list: an element whose `read()` is the value, null where it is empty. */
+/** A field of a kind, or of a list: an element whose `read()` is the value, null if it is empty. */
 export function field(kind, value, properties = {}) {
 	const text = write(kind, value), number = kind === "number" || kind === "integer", list = kind === "boolean" ? [["true", "yes"], ["false", "no"]] : kind;
 	const all = Array.isArray(list) && ["", ...(text && !list.flat().includes(text) ? [text] : []), ...list];

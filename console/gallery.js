@@ -55,7 +55,7 @@ export class Gallery {
 			const bitmap = await readPicture(id, picture.blob);
 			drawThumb(picture.canvas, bitmap);
 			Object.assign(picture, sizeOf(bitmap));
-			bitmap.close(); // a photo's pixels take 50 MB: it is read again when it is wanted
+			bitmap.close(); // a photo's pixels take 50 MB: read again when needed
 			const response = await predict(id, picture.blob, {...picture.options, signal});
 			picture.answer = await response.json();
 			picture.state = "done";
@@ -87,7 +87,7 @@ export class Gallery {
 		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
 	}
 
-	/** Show a picture, and its answer as soon as that is there; one that has none is asked about anew. */
+	/** Show a picture, and its answer once it comes; a picture without one is sent again. */
 	async open(picture) {
 		const {panel} = this, {blob, name, state} = picture;
 		if (state !== "running" && state !== "done") return panel.take(blob, name);
@@ -122,11 +122,11 @@ export class Gallery {
 			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
 			bitmap.close();
 			this.exporting.status.textContent = `${at + 1} of ${all.length} given to the browser`;
-			await new Promise((done) => setTimeout(done, 150)); // Chromium drops all but 10 a second
+			await new Promise((done) => setTimeout(done, 150)); // Chromium allows 10 per second
 		}
 	}
 
-	/** One COCO data set of all pictures as they were seen, as the server writes each; ids are numbered anew. */
+	/** Join the COCO data sets that the server writes for the pictures; ids are numbered anew. */
 	async saveCoco() {
 		const whole = {images: [], annotations: [], categories: []}, categories = new Map();
 		for (const [index, one] of this.done.entries()) {

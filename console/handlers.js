@@ -1,4 +1,4 @@
-// Try a handler: a body of any kind, kept in the tab; the answer as what it is.
+// Try a handler: a body of any kind, kept in the tab; the answer by its type.
 
 import {BASE, ask, session} from "./api.js";
 import {Caller} from "./call.js";
@@ -29,7 +29,7 @@ class HandlerPanel {
 
 	keep() {
 		this.code.soon();
-		const {value} = this.body, text = value.length < 1e5 ? value : undefined; // a browser keeps little
+		const {value} = this.body, text = value.length < 1e5 ? value : undefined; // storage is small
 		session?.setItem(this.place, JSON.stringify({text, type: this.type, method: this.method}));
 	}
 

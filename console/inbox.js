@@ -1,4 +1,4 @@
-// Inbox: what active learning put aside: sorted, judged by keys, exported; what a threshold would keep. `#inbox/pets`.
+// Inbox: pictures kept by active learning, sorted, judged by keyboard, exported; threshold preview. `#inbox/pets`.
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
@@ -161,7 +161,7 @@ class Inbox {
 		if (one) this.note(one, verdict, one);
 	}
 
-	/** Shown at once, sent one after the other, and taken back should the server not take it. */
+	/** Shown at once, sent in turn, and undone if the server refuses it. */
 	note(one, verdict, next) {
 		const was = one.verdict;
 		one.verdict = verdict;

@@ -1,4 +1,4 @@
-// Drawing anew while somebody looks: only what differs is changed; focus, menus and what is unfolded stay.
+// Redrawing a page in use: only differences change; focus, menus and unfolded parts stay.
 
 const HANDLERS = ["onclick", "ontoggle"];
 
@@ -25,7 +25,7 @@ function morphChildren(old, fresh) {
 		if (found.nodeType !== Node.ELEMENT_NODE) {
 			if (found.data !== next.data) found.data = next.data;
 		} else if (!("whole" in found.dataset)) morph(found, next);
-		else if (!found.matches(":hover")) found.replaceWith(next); // what is read with the pointer stays until it leaves
+		else if (!found.matches(":hover")) found.replaceWith(next); // stays while the pointer is on it
 	}
 	while (at) {
 		const gone = at;
@@ -35,7 +35,7 @@ function morphChildren(old, fresh) {
 	if (focus !== document.activeElement && focus.isConnected) focus.focus({preventScroll: true});
 }
 
-/** Work every `seconds()` while the page can be seen, until it says false; returns what ends it. */
+/** Work every `seconds()` while the page is visible, until false; returns what ends it. */
 export function poll(work, seconds) {
 	let timer = 0, busy = false, ended = false;
 	const next = async () => {

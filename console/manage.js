@@ -1,5 +1,5 @@
-// Manage: deployments, keys, models, uploads and the config file, for a key marked admin. What a change would be can be seen
-// beforehand; what came of it, or why it was refused, stands in the part where it was asked for.
+// Manage: deployments, keys, models, uploads and the config file, for an admin's key. A change can be previewed;
+// its result, or why it was refused, is shown in the part that made it.
 
 import {ask, askJson, catalogue, path, refresh} from "./api.js";
 import {area, bar, button, bytes, dropZone, duration, fill, make, milliseconds, option, select, show as say, table, textBlock, tiles} from "./dom.js";
@@ -14,7 +14,7 @@ const DEPLOYMENT = () => [["name"], ["model", modelNames()], ["version", "intege
 const MODEL = [["load", ["eager", "on_demand"]], ["pinned", "boolean"], ["instances", "integer", some], ["target_device", "json", {placeholder: "AUTO, CPU, GPU, GPU:1"}]];
 const KEY = [["name"], ["calls", "integer", some], ["per", ["minute", "hour", "day", "month"]], ["expires", "date"], ["admin", "boolean"]];
 
-let now = {}, updates = []; // what the server says; how each part draws what depends on that
+let now = {}, updates = []; // the server's state; how each part redraws from it
 
 export async function show(root) {
 	if (!catalogue.key.admin) return fill(root, make("p.empty", "Only a key that is marked admin may change what is served, where the config has the section `admin`."));
@@ -38,7 +38,7 @@ async function reread() {
 	await update();
 }
 
-/** A button that changes the config file; nobody can press it where that cannot be written. */
+/** A button that changes the config file; disabled if that is not writable. */
 const changing = (text, onclick, properties = {}) => button(text, onclick, {disabled: !now.history.writable, ...properties});
 
 const short = (value, none = "nothing") => (value === undefined ? none : JSON.stringify(value).slice(0, 200));
@@ -63,7 +63,7 @@ function part(title, build) {
 			tellHere(make("p.error", error.message));
 		}
 	};
-	/** Ask for a change, or what it would be, by what `given()` returns; `done(answer)` follows it. */
+	/** Ask for a change, or its preview, with the body `given()`; then call `done(answer)`. */
 	const change = (method, url, given, {dry = false, headers = JSON_TYPE, done = () => {}} = {}) => attempt(async () => {
 		const body = given?.(), sent = typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body);
 		try {
@@ -72,11 +72,11 @@ function part(title, build) {
 			if (!dry) await done(answer);
 			return tell(answer);
 		} catch (error) {
-			if (error.status === 500) await reread(); // it is in force, but for what failed
+			if (error.status === 500) await reread(); // in force, except what failed
 			throw error;
 		}
 	});
-	/** What would change, and the button that does it. */
+	/** A preview, and the button that applies it. */
 	const both = (text, work, first = "What would change") => [button(first, () => work(true)), changing(text, () => work(false), {className: "main"})];
 	return make("section.card", {label: title}, make("h2", title), build({attempt, change, both}), said);
 }
@@ -88,7 +88,7 @@ function jsonField(value, properties) {
 	return Object.assign(element, {read});
 }
 
-/** A form of `[name, kind, properties]`: `read()` has what is not as it was at first, null for what was emptied. */
+/** A form of `[name, kind, properties]`: `read()` returns what was changed, null for what was emptied. */
 function form(fields, now = {}) {
 	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
 	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
@@ -105,7 +105,7 @@ function form(fields, now = {}) {
 	return {element, touched, read};
 }
 
-/** Offer names, the one that was chosen still so. */
+/** Offer names; the choice is kept. */
 function offer(list, names, value = list.value) {
 	fill(list, names.map((name) => option(name, name || "choose…")));
 	list.value = names.includes(value) ? value : names[0];
@@ -116,11 +116,11 @@ function deployments({attempt, change, both}) {
 	const list = make("select", {onchange: () => attempt(() => choose(list.value))}), wanted = make("input", {placeholder: "its id", label: "Id of a new deployment"}), typed = make("input", {label: "Its name, typed to delete it"});
 	const title = make("h3"), place = make("div"), stats = make("div"), url = () => `deployments/${path(id)}`;
 	const choose = (name) => {
-		[id, typed.value, editor.hidden] = [name, "", true]; // what is shown is still another's
+		[id, typed.value, editor.hidden] = [name, "", true]; // it still shows another
 		fill(stats);
 		return renew();
 	};
-	/** The form of a deployment as the config has it, or of a new one. */
+	/** The form of a configured deployment, or of a new one. */
 	const renew = async () => {
 		known = deploymentIds().includes(id);
 		offer(list, ["", ...deploymentIds()], id);
@@ -145,7 +145,7 @@ function deployments({attempt, change, both}) {
 	const save = (dry) => change(known ? "PATCH" : "PUT", url(), () => fields.read(), {dry, done: () => (known ? renew() : choose(id))});
 	const remove = () => change("DELETE", url(), () => ({name: typed.value}), {done: () => choose("")});
 	const own = bar(button("Statistics", () => attempt(statistics)), typed, changing("Delete", remove)), editor = make("div", {hidden: true}, title, place, bar(both("Save", save)), own, stats);
-	updates.push(() => (fields?.touched().length ? null : renew())); // what somebody is filling in stays
+	updates.push(() => (fields?.touched().length ? null : renew())); // keeps a form being filled in
 	return [bar(make("label", "Which ", list), wanted, button("New", create)), editor];
 }
 
@@ -162,7 +162,7 @@ function keys({change}) {
 		return {...key, ...(calls || period ? {quota: {calls, period}} : {}), ...(chosen.length ? {deployments: chosen} : {})};
 	};
 	const done = ({key}) => {
-		made.say(key, `${key}\n\nshown this once`); // it stays, whatever is done meanwhile: nobody can ask for it again
+		made.say(key, `${key}\n\nshown this once`); // stays on the page: nobody can get it again
 		renew();
 	};
 	updates.push(() => {
@@ -181,7 +181,7 @@ function keyRow({name, disabled, admin, expires, deployments: only, quota, month
 	const url = `v1/keys/${path(name)}`, turn = disabled ? "Enable" : "Disable", state = [disabled && "disabled", admin && "admin", expires && `until ${expires}`].filter(Boolean).join(", ");
 	const remove = ({currentTarget: pressed}) => {
 		if (pressed.textContent !== "Delete") return change("DELETE", url);
-		pressed.textContent = "Delete: sure?"; // nothing brings it back but a rollback of all
+		pressed.textContent = "Delete: sure?"; // only a full rollback restores it
 		return (pressed.onblur = () => (pressed.textContent = "Delete"));
 	};
 	return [name, state, only?.join(", ") ?? "everything", quota ? `${quota.used} of ${quota.calls} a ${quota.period}` : "", calls ?? "–",
@@ -191,7 +191,7 @@ function keyRow({name, disabled, admin, expires, deployments: only, quota, month
 function models({change, both}) {
 	let fields = null;
 	const place = make("div"), list = make("select", {onchange: () => renew()});
-	/** Empty fields, each with what the config has beside its name. */
+	/** Empty fields, labelled with the config's value. */
 	const renew = () => {
 		const has = now.config?.model_config_list.find(({config}) => config.name === list.value)?.config ?? {};
 		fields = form(MODEL);
@@ -236,7 +236,7 @@ function configFile({attempt, change, both}) {
 	updates.push(() => {
 		const kept = now.history.kept.map(({name, until, undone}) => option(name, `${name}: until ${new Date(until).toLocaleString()}${undone ? ", undone" : ""}`));
 		fill(states, option("", "before the last change"), kept);
-		if (text.value === taken) take(); // else it stays, of the state that it was read as: the server refuses it where that is no more
+		if (text.value === taken) take(); // an edited text keeps its version: the server refuses outdated ones
 	});
 	return [make("p.soft", "Secrets are hidden, and stay what they are where they are sent back so."), text, bar(both("Save the file", put, "Check"), button("Read it again", () => attempt(() => reread().then(take)))),
 		bar(make("label", "Earlier states ", states), both("Roll back", back))];

@@ -1,4 +1,4 @@
-// Models: cards of all that is served; loading and freeing; what a reload would change, and did. `#models/shapes`.
+// Models: cards of all that is served; load and free; a reload's changes, before and after. `#models/shapes`.
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
@@ -6,8 +6,8 @@ import {bar, button, bytes, details, dot, duration, fill, fits, link, make, pret
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
-let versions = {}, ahead = 0; // what /stats says of each version; the server's clock, ahead of ours by so many seconds
-const busy = new Map(); // addresses of versions -> what is done with them just now
+let versions = {}, ahead = 0; // /stats of each version; seconds that the server's clock is ahead of ours
+const busy = new Map(); // addresses of versions -> what is being done to them
 
 export async function show(root, [only]) {
 	const wanted = search("Search models, pipelines and handlers", () => draw(), "Search…", {id: "models-search", hidden: Boolean(only)});
@@ -85,7 +85,7 @@ async function act(where, verb) {
 	draw();
 }
 
-/** Asked for when somebody unfolds it. */
+/** Asked for once unfolded. */
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
@@ -138,7 +138,7 @@ function tellPlan(plan) {
 
 const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
 
-/** Reload; then how states of versions have changed, and the server's own answer. */
+/** Reload; then show which versions changed state, and the server's answer. */
 async function reload(plan, close) {
 	plan.querySelector(".main").disabled = true;
 	const before = statesIn(await askJson("v1/config")), told = [];

@@ -12,7 +12,7 @@ export function showApi(root, head, api) {
 		for (const row of rows) row.hidden = !fits(row.firstChild.textContent, find.value);
 	});
 	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
-	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first what has nothing to fill in
+	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first paths without parameters
 	const rows = operations.map((one) => {
 		const row = make("details.card", make("summary", `${one.method} ${one.url}`, make("span.soft", `  ${one.operation.summary ?? ""}`)));
 		row.ontoggle = () => row.children.length === 1 && row.append(new Operation(one, api).element);
@@ -26,7 +26,7 @@ function follow(api, value) {
 	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name], api);
 }
 
-/** A schema as what it describes: names, with `*` those that must be there, and types. */
+/** A schema in short: names (`*` marks required ones) and types. */
 function outline(api, schema) {
 	const {type = "anything", format, enum: values, oneOf, items, properties, required, additionalProperties: others} = follow(api, schema) ?? {}, tell = (one) => outline(api, one);
 	if (oneOf) return {"one of": oneOf.map(tell)};
@@ -58,7 +58,7 @@ class Operation {
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
-	/** A text for JSON; else a field for each part of a form, or one for a file. */
+	/** A text for JSON; else a field per part of a form, or one for a file. */
 	bodyFields({content = {}}) {
 		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0] ?? "", form = make("div.fields");
 		const pick = (type) => {
@@ -74,7 +74,7 @@ class Operation {
 		return make("div", types.length > 1 ? select("Body", types, pick, first) : make("span.soft", first), this.body, form);
 	}
 
-	/** Statuses with their meaning; a schema of several at the first. */
+	/** Statuses with their meaning; a shared schema only once. */
 	answers() {
 		const told = new Set([""]);
 		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => {
@@ -83,7 +83,7 @@ class Operation {
 		}));
 	}
 
-	/** What is filled in: URL, method, headers and body. */
+	/** The filled-in URL, method, headers and body. */
 	get call() {
 		let url = this.url.replace(/^\//, ""), body;
 		const query = new URLSearchParams(), headers = {};

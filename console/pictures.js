@@ -1,4 +1,4 @@
-// Try a deployment: pictures in, what was seen in them beside it.
+// Try a deployment: pictures in, detections beside them.
 
 import {ask, path} from "./api.js";
 import {Caller} from "./call.js";
@@ -60,7 +60,7 @@ class Panel {
 		this.caller.clear();
 		this.gallery.close();
 		this.compare.clear();
-		this.left = true; // nothing is taken any more
+		this.left = true; // ignore what comes later
 	}
 
 	setQuery(value) {
@@ -93,7 +93,7 @@ class Panel {
 		if (await this.read(blob, name)) await this.send();
 	}
 
-	/** Show a picture; false where it cannot be read, or is no longer wanted by then. */
+	/** Show a picture; false if it cannot be read, or is no longer wanted. */
 	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
@@ -116,7 +116,7 @@ class Panel {
 		if (blob === this.blob && found !== undefined) this.showAnswer(found?.answer ?? null, asking);
 	}
 
-	/** What a request asks for by what is chosen now. */
+	/** A request's options, as chosen now. */
 	get asking() {
 		return {routines: this.chain.value, query: this.query};
 	}

@@ -10,7 +10,7 @@ export function show(root, one) {
 	return showForm(root, one, graph, (found) => fill(graph, drawGraph(one, found?.time.parts)));
 }
 
-/** The column of each node: one more than the furthest that it takes an input from. */
+/** The column of each node: one right of its rightmost input. */
 function columnsOf(nodes) {
 	const columns = {request: 0};
 	for (let round = 0; round <= nodes.length; round += 1) {
@@ -37,7 +37,7 @@ function drawGraph(one, parts = {}) {
 
 function drawLink(from, to, {item, name}) {
 	const x1 = from.x + WIDE, y1 = from.y + TALL / 2, x2 = to.x, y2 = to.y + TALL / 2, half = (x2 - x1) / 2;
-	const over = y1 === y2 && x2 - x1 > GAP ? ROW * 0.6 : 0; // past the nodes between
+	const over = y1 === y2 && x2 - x1 > GAP ? ROW * 0.6 : 0; // around nodes between
 	return draw("g", {}, draw("path", {d: `M${x1},${y1}C${x1 + half},${y1 + over} ${x2 - half},${y2 + over} ${x2},${y2}`}), draw("title", {}, `${item} → ${name}`));
 }
 

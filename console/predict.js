@@ -1,10 +1,10 @@
-// One picture and one question about it.
+// One picture and a request for it.
 
 import {catalogue, onCatalogue, path, post} from "./api.js";
 import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
 import {morph} from "./live.js";
 
-/** Versions and labels of a model as they come and go, where there are several: for a URL's query, or its path. */
+/** The current versions and labels of a model, if several, for a URL's query or path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
 	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
 	const draw = (chosen) => {
@@ -26,7 +26,7 @@ export async function predict(id, blob, {routines = [], query = "", signal, verb
 	return post(`${path(id)}/${verb}${query ? `?${query}` : ""}`, body, signal);
 }
 
-/** The picture as the browser shows it; where it cannot (TIFF), as the server. */
+/** The picture decoded by the browser or, if it cannot (TIFF), the server. */
 export async function readPicture(id, blob) {
 	try {
 		return await createImageBitmap(blob);

@@ -1,4 +1,4 @@
-// What was seen in a picture: slider, chips by class, list of objects, bars, exports.
+// A picture's detections: slider, chips by class, list of objects, bars, exports.
 
 import {bars, swatch} from "./charts.js";
 import {bar, button, download, fill, make, range, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
@@ -25,7 +25,7 @@ export class Result {
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
-	/** `again`: of a camera's pictures the next, whose classes stay hidden. */
+	/** `again`: the camera's next picture; hidden classes stay so. */
 	show(answer, bitmap, name, again) {
 		Object.assign(this, {answer, bitmap, name});
 		if (!again) this.hidden = new Set();
@@ -117,7 +117,7 @@ function byRange({ranges, counts}) {
 	return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));
 }
 
-/** Predictions as CSV (RFC 4180), boxes in pixels; what a spreadsheet would run is quoted. */
+/** Predictions as CSV (RFC 4180), boxes in pixels; spreadsheet formulas are quoted. */
 export function csvOf(pictures) {
 	const quote = (value) => {
 		const text = String(value), safe = /^[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;

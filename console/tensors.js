@@ -1,4 +1,4 @@
-// Try a model: a form from its signature, the body that it writes, the answer as JSON, table and chart.
+// Try a model: a form from its signature, its request body, the answer as JSON, table and chart.
 
 import {askJson, path, post} from "./api.js";
 import {Caller} from "./call.js";
@@ -8,9 +8,9 @@ import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notRe
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
-const MOST_CELLS = 64; // of a row that is typed into fields
+const MOST_CELLS = 64; // most fields for a row
 
-/** The sizes of a tensor: null where any will do; null for any rank. */
+/** The sizes of a tensor: null for any size; null for any rank. */
 const shapeOf = (tensor) => (tensor.tensor_shape?.unknown_rank ? null : (tensor.tensor_shape?.dim ?? []).map(({size}) => (Number(size) < 0 ? null : Number(size))));
 
 export async function readSignatures(address) {
@@ -26,7 +26,7 @@ function filled(shape, value) {
 	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
 }
 
-/** `above` stands between the name and the form; `onanswer(found)` is told each answer, null for an error. */
+/** `above` is put between name and form; `onanswer(found)` gets each answer, null for an error. */
 export async function show(root, one, above, onanswer) {
 	if (one.state !== "ready") return fill(root, heading(one), above, notReady(one));
 	const panel = new TensorPanel(one, onanswer);
@@ -71,7 +71,7 @@ class TensorPanel {
 	build() {
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
 		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
-		this.values = {}; // of inputs, as JSON: long numbers stay as they are typed
+		this.values = {}; // by input, as JSON: long numbers stay exact
 		this.outputs = Object.keys(outputs);
 		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.files[name])}));
 		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
@@ -109,7 +109,7 @@ function exampleOf(tensor, b64) {
 
 // --- fields ---
 
-/** A field for an input: {element, fill(value)}; `set(json)` is called when the user has changed it. */
+/** A field for an input: {element, fill(value)}; `set(json)` is called when the user changes it. */
 function fieldFor(name, tensor, set, b64) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
 	if (isPicture(name, tensor, shape, b64)) return pictureField(label, tensor, shape, set);
@@ -118,7 +118,7 @@ function fieldFor(name, tensor, set, b64) {
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 
-/** Whether a shape is a picture's without a batch: [height, width, channels]. */
+/** Whether a shape is an unbatched picture: [height, width, channels]. */
 const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
 function isPicture(name, tensor, shape, b64) {
@@ -127,7 +127,7 @@ function isPicture(name, tensor, shape, b64) {
 	return pixels && (shape[1] ?? 99) > 4;
 }
 
-/** A field of text; what `read` throws stands below it. */
+/** A text field; an error of `read` is shown below it. */
 function textField(label, {wide = true, ...properties}, read, write) {
 	const text = area(properties), note = status("small.warning");
 	text.oninput = () => {
@@ -178,10 +178,10 @@ const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (tex
 	set(text);
 }, JSON.stringify);
 
-const MOST_SIDES = 1024; // width and height together, where any will do: its numbers are text
+const MOST_SIDES = 1024; // width + height if free: sent as text
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
-/** A picture in the tensor's size and the range that the user says; strings take the file. */
+/** A picture in the tensor's size and the user's range; strings take the file. */
 function pictureField(label, tensor, shape, set) {
 	const file = tensor.dtype === "DT_STRING", whole = file || INTEGERS.test(tensor.dtype);
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
@@ -218,7 +218,7 @@ function pixels(bitmap, canvas, shape, [scale, offset], whole) {
 
 // --- the answer ---
 
-/** The answer as a table and a chart; `only` names an output that stands alone. */
+/** The answer as a table and a chart; `only` names a single output. */
 function drawAnswer(answer, only = "output") {
 	const outputs = answer?.outputs ?? answer?.predictions;
 	if (outputs === undefined) return null;

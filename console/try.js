@@ -1,23 +1,23 @@
-// Try: one list of all that is served; what is chosen, beside it. `#try/shapes`, `#try/models/shapes`.
+// Try: a list of all that is served, the choice beside it. `#try/shapes`, `#try/models/shapes`.
 
 import {catalogue, load, nothing, onCatalogue, path, refresh} from "./api.js";
 import {$, dot, fill, fits, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-/** What may be tried: title, list in the catalogue, module. */
+/** What can be tried: title, list in the catalogue, module. */
 const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
 	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
 
 const addressOf = (kind, name) => `#try/${find([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
 
-/** What `[name]`, or `[kind, name]`, chooses; without any, what to show first. */
+/** What `[name]` or `[kind, name]` chooses; for neither, the first to show. */
 function find(names) {
 	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
 	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
 	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
 }
 
-let shown = null; // {visit, name, state, leave}: what is in the panel, and on whose behalf
+let shown = null; // {visit, name, state, leave}: what the panel shows
 
 export async function show(root, names) {
 	const wanted = search("Search what is served", list);
@@ -53,7 +53,7 @@ async function choose(names, visit) {
 	list();
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
 	const module = await load(found.kind.module).catch(({message}) => {
-		own.state = ""; // with the next catalogue again
+		own.state = ""; // try at the next catalogue
 		if (shown === own) fill(panel, make("p.error", message));
 	});
 	if (!module || shown !== own) return;

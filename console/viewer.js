@@ -1,4 +1,4 @@
-// A picture and what was seen in it: zoom, pan, full screen; boxes, masks with holes, labels.
+// A picture and its detections: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import {COLOURS} from "./charts.js";
 import {bar, button, clamp, draw, drawOn, fill, make} from "./dom.js";
@@ -20,9 +20,9 @@ export function countsOf(predictions) {
 	return counts;
 }
 
-const MOST_LABELS = 0.15; // of the picture is covered by labels: of 300 boxes the best have one
+const MOST_LABELS = 0.15; // share of the picture for labels: of 300 boxes the best get one
 
-/** Where a label covers no other: above, below or inside its box; null where there is no room. */
+/** Where a label covers no other: above, below or inside its box; null without room. */
 function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken, always) {
 	const spots = [[left, top - tall], [left, bottom], [right - wide, top - tall], [left, top], [right - wide, bottom - tall]]
 		.map(([x, y]) => [clamp(x, 0, Math.max(0, far - wide)), clamp(y, 0, Math.max(0, deep - tall))]).map(([x, y]) => [x, y, x + wide, y + tall]);
@@ -33,7 +33,7 @@ function placeLabel([left, top, right, bottom], [wide, tall], [far, deep], taken
 
 const roomFor = (area, tall) => Math.max(3, (MOST_LABELS * area) / (5 * tall * tall));
 
-/** A name whose direction of writing leaves the number beside it where it is. */
+/** A name, isolated so that right-to-left text does not move the number. */
 export const apart = (name) => `\u2068${name}\u2069`;
 
 const titleOf = ({tag, confidence}) => `${apart(tag.name)} ${confidence.toFixed(2)}`;
@@ -42,7 +42,7 @@ const pen = make("canvas").getContext("2d");
 pen.font = "600 12px system-ui, sans-serif";
 const widthOf = (text) => pen.measureText(text).width + 10;
 
-/** Black or white, whichever is read better on a colour (WCAG's relative luminance). */
+/** Black or white, the more readable on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
 	const [r, g, b] = [1, 3, 5].map((at) => (Number.parseInt(colour.slice(at, at + 2), 16) / 255) ** 2.2);
 	return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
@@ -131,7 +131,7 @@ export class Viewer {
 		frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
 		frame.onpointermove = (event) => this.moved(event);
 		frame.onpointerleave = (event) => {
-			pointers.delete(event.pointerId); // one that is not captured is released outside, unseen
+			pointers.delete(event.pointerId); // uncaptured, its release outside is missed
 			this.onHover(null);
 		};
 		frame.ondblclick = (event) => (this.fitted ? this.zoom(2.5, ...this.placeOf(event)) : this.fit());
@@ -147,7 +147,7 @@ export class Viewer {
 		};
 	}
 
-	/** Where in the frame a pointer is. */
+	/** A pointer's place in the frame. */
 	placeOf({clientX, clientY}) {
 		const {left, top} = this.frame.getBoundingClientRect();
 		return [clientX - left, clientY - top];
@@ -219,7 +219,7 @@ export class Viewer {
 		return group;
 	}
 
-	/** A label of constant size where it covers no other; else only when pointed at. */
+	/** A label of constant size; if it covers another, shown only on hover. */
 	label({one, box}, taken, layer) {
 		const [left, top, right, bottom] = box;
 		const text = titleOf(one), wide = widthOf(text), tall = 17, strong = this.strong === one;

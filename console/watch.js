@@ -1,14 +1,14 @@
-// Watch: graphs of all and of each group, quotas, the last errors. `#watch/model/shapes`.
+// Watch: graphs in total and by group, quotas, the last errors. `#watch/model/shapes`.
 
 import {askJson, contact, path} from "./api.js";
 import {bars, PARTS, sparkline, timeChart} from "./charts.js";
 import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and every how many seconds to ask
+const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and seconds between requests
 const STATUSES = {"2xx": "#56b4e9", "3xx": "#999999", "4xx": "#e69f00", "5xx": "#d55e00"};
 
-const chosen = {window: "5m", sort: "requests", down: true}; // as long as the page is open
+const chosen = {window: "5m", sort: "requests", down: true}; // while the page is open
 
 export async function show(root, names) {
 	const [name, kind] = names.toReversed();
@@ -42,7 +42,7 @@ export async function show(root, names) {
 	const begin = () => {
 		ended();
 		for (const one of windows) one.ariaPressed = one.dataset.window === chosen.window;
-		ended = poll(read, () => (wrong || contact.gone ? 5 : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // many groups are much to tell
+		ended = poll(read, () => (wrong || contact.gone ? 5 : WINDOWS[chosen.window][1] * Math.max(1, (seen?.series.length ?? 0) / 20))); // less often for many groups
 	};
 	begin();
 	return () => ended();
@@ -91,7 +91,7 @@ const failedOf = ({by_status: by}) => by["4xx"] + by["5xx"], shareOf = (total) =
 const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total) / (total.requests || 1)],
 	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
-/** All groups, sorted by the column that was clicked; a name opens its graphs. */
+/** All groups, sorted by the clicked column; a name opens its graphs. */
 function groups({series}, redraw) {
 	const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
 	const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));

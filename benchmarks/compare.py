@@ -53,9 +53,7 @@ START_SECONDS = 120
 class Found:
     """Measurements of one server with one workload, a figure for each round."""
 
-    rates: dict[int, list[float]] = field(
-        default_factory=dict
-    )  # by connections; requests per second
+    rates: dict[int, list[float]] = field(default_factory=dict)  # by connections; requests/s
     # by connections; p50 and p99, ms
     latency: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     memory: list[float] = field(default_factory=list)  # MB

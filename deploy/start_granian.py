@@ -52,7 +52,7 @@ def read_address(text: str) -> tuple[str, int]:
 
 
 def refuse_a_taken_address(host: str, port: int) -> None:
-    """Exit with status 1: granian would share the address and its connections."""
+    """Exit with status 1 if the address is taken: granian would share its connections."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()

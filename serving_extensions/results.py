@@ -29,7 +29,7 @@ from werkzeug.wrappers import Response
 from .core import encode_json, errors_only, explain
 from .handlers import HandlerError
 
-MAX_LEVELS = 200  # of nested lists and objects: encoders give up well above
+MAX_LEVELS = 200  # of nested lists and objects: well below where encoders fail
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
 OCTETS = "application/octet-stream"
 BYTES = (bytes, bytearray, memoryview)

@@ -114,7 +114,7 @@ from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header, parse_options_
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
+if not typing.TYPE_CHECKING:  # type checkers see every name: extensions use more, via core.py
     __all__ = [
         "BadRequest",
         "Config",
@@ -131,7 +131,7 @@ if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through the
         "run",
     ]
 __version__ = "0.2.0"
-if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
+if __name__ == "__main__":  # run as a program: importing `serving` then yields this same module
     sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
@@ -146,7 +146,7 @@ class ServingError(Exception):
     """An error with a text for the client; `code` is the canonical status name TensorFlow uses."""
 
     code = "INTERNAL"
-    key_name = ""  # of the key that was not let in, for the log
+    key_name = ""  # name of the refused key, for the log
 
     def __init__(
         self,
@@ -179,13 +179,13 @@ class LoadError(ServingError):
     code = "UNKNOWN"
 
 
-MOST_OTHERS = 20  # errors of a config that are told beside the first
+MOST_OTHERS = 20  # errors of a config that are reported besides the first
 
 
 class ConfigError(ServingError):
     """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`).
 
-    `others` is what else is wrong with it, as far as it could be read.
+    `others` holds the further errors found in the same config.
     """
 
     code = "FAILED_PRECONDITION"
@@ -197,7 +197,7 @@ class ConfigError(ServingError):
         self.path = path
 
     def all(self) -> "list[ConfigError]":
-        """This and the others, as many as people read."""
+        """This error and at most `MOST_OTHERS` of the others."""
         return [self, *self.others[:MOST_OTHERS]]
 
 
@@ -220,13 +220,13 @@ HTTP_STATUS: dict[str, int] = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# By the numbers that TensorFlow's exceptions carry.
+# Indexed by the `error_code` of TensorFlow's exceptions.
 CODE_NAMES = ("OK", *HTTP_STATUS)
 
 
 def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
-    """An exception as one line for the client: its type and message,
-    without folders of this machine.
+    """Describe an exception to the client in one line: its type and its message,
+    without the folders of this machine.
     """
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
@@ -239,7 +239,7 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
         return f"{type(error).__name__}: {error.strerror}{name}"
     try:
         text = clean(str(error), folders)
-    except BaseException:  # a __str__ of the handler's own
+    except BaseException:  # the __str__ of a user's exception may fail
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -254,15 +254,15 @@ def spell(error: BaseException) -> str:
 
 
 def lacks_files(error: BaseException | None) -> bool:
-    """Whether the process has no file left to open, which passes by itself.
+    """Whether an error means that the process is out of file descriptors, which passes by itself.
 
-    Also in what it came of.
+    The errors that caused it are searched as well.
     """
     texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True
-        if any(text in spell(error) for text in texts):  # as TensorFlow tells it
+        if any(text in spell(error) for text in texts):  # TensorFlow reports it in its text only
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -272,8 +272,8 @@ PRINTED = "".join(map(chr, range(32, 127)))
 
 
 def printable(text: str) -> str:
-    """A text that a client has sent, for the log: as it is, or quoted as in a URL, so that it makes
-    no line of its own there and no terminal obeys it.
+    """Make a client's text safe for the log: percent-encode it if it holds unprintable characters,
+    so that it can neither forge a line nor control a terminal.
     """
     return text if text.isprintable() else quote(text, safe=PRINTED)
 
@@ -285,9 +285,9 @@ def log_safely(level: int, text: str, *arguments: Any, error: BaseException | No
 
 
 def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
-    """A thread that runs, and that no process waits for at its end.
+    """Start a daemon thread.
 
-    ServingError where none can be had: note it as there when this has returned.
+    Raises ServingError if the system has none to give: count the thread after this has returned.
     """
     thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
     try:
@@ -298,7 +298,7 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
 
 
 class Rarely:
-    """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
+    """Log a lack of file descriptors at most once a minute, any other error with its traceback."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.next = clock, 0.0
@@ -314,10 +314,10 @@ class Rarely:
 
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
-    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+    """Turn what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) into RuntimeError.
 
-    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
-    operator arrives in the main thread alone, where no function of somebody else's runs.
+    No `except Exception` would catch it, and the client would wait forever. The operator's Ctrl-C
+    is safe: it arrives in the main thread only, where no user code runs.
     """
     try:
         yield
@@ -328,12 +328,12 @@ def errors_only(who: str) -> Iterator[None]:
 
 
 def clean(text: str, folders: Iterable[str] = ()) -> str:
-    """One line of at most 500 characters, absolute paths cut down to their last part,
-    or to what comes after `folders`.
+    """Shorten a text to one line of at most 500 characters; an absolute path in it keeps its last
+    part only, or its part below one of `folders`.
     """
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
-    # in quotes it may hold spaces
+    # a quoted path may hold spaces
     text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
@@ -342,41 +342,41 @@ def clean(text: str, folders: Iterable[str] = ()) -> str:
 # ==================================================================================================
 # Extensions
 # In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs
-# in. Names that a type has further down stand in quotes: this section comes first, since all others
-# ask it.
+# in. This section comes first because all others use it; the types that they define are therefore
+# named in quotes.
 # ==================================================================================================
 
 
 def nothing(*arguments: Any) -> Any:
-    """Add nothing: what hooks do by default."""
+    """Return None: the default of hooks that may return one value."""
     return None
 
 
 def first(found: Iterable[Any]) -> Any:
-    """The first that is something, or None."""
+    """The first value that is not None, else None."""
     return next((value for value in found if value is not None), None)
 
 
 def none(*arguments: Any) -> Any:
-    """Name nothing."""
+    """Return no values: the default of hooks that return several."""
     return ()
 
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody
-    asks who is there.
+    """A capability that plugs in: what it adds, and where. By default each hook adds nothing, so
+    the core never asks which extensions there are.
 
         serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
 
-    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows
-    answers.
+    Extensions are asked in order; for `find`, `read` and `write` the first result that is not None
+    counts.
     """
 
     name: str
-    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
-    # `config.<key>`, None where the config has none; one that is declared below, such as
-    # "handlers" or "auth.keys[].quota", with None.
+    # Keys of config.json that it reads. A key of its own maps to its dataclass, and is then
+    # `config.<key>`, None if not given; a key that `Config` declares, such as "handlers" or
+    # "auth.keys[].quota", maps to None.
     sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
@@ -388,7 +388,7 @@ class Extension:
     envelopes: Mapping[str, "Envelope"] = field(default_factory=dict)
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
-    # open(server) -> what it keeps for a server, at `server.state[name]`.
+    # open(server) -> the extension's state for a server, kept at `server.state[name]`.
     open: Callable[["ModelServer"], Any] = nothing
     # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`;
     # swapped with the config; raises ConfigError.
@@ -397,12 +397,12 @@ class Extension:
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
     # unready(server) -> names of what is not ready.
     unready: Callable[["ModelServer"], Iterable[str]] = none
-    # identify(server, call, found) -> Caller: who calls a URL that a key is for, where this knows;
-    # raises ServingError for who may not. Asked before the config's keys.
+    # identify(server, call, found) -> the Caller of a protected URL, or None if unknown; raises
+    # ServingError if it may not call. Asked before the config's keys.
     identify: Callable[["ModelServer", "Call", "Found"], Any] = nothing
     # read(call, body) -> the value of a predict body that is no JSON, or None.
     read: Callable[["Call", bytes], Any] = nothing
-    # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
+    # write(call, answer) -> the Reply in a format other than JSON that the client accepts, or None.
     write: Callable[["Call", Mapping[str, Any]], Any] = nothing
     # wrap_load(server, load) -> load: around the loading of a version.
     wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
@@ -411,31 +411,31 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
-    # headers(server, call, reply) -> names and values: what an answer is sent with besides.
+    # headers(server, call, reply) -> additional headers of the answer, as (name, value).
     headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
     # collect(server) -> metric families of prometheus-client's, for /metrics.
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
-    # announce(server, address): prints, as soon as the server listens, where it is looked at.
+    # announce(server, address): prints the page's address as soon as the server listens.
     announce: Callable[["ModelServer", str], None] = nothing
-    # show_load(server): the first load runs, in a server of its own; returns when it is over.
+    # show_load(server): shows the first load's progress, in `run` only; returns when it is over.
     show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
     # is wrong, for `--check`.
     check: "Callable[[ModelServer], tuple[Sequence[Row], Sequence[str]]]" = lambda _: ((), ())
-    # end(server): its threads end; the server has stopped.
+    # end(server): called when the server has stopped, to end the extension's threads.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
     # the option's help.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
-    # Formatters of the log by `server.log_format`.
+    # Log formatters, by the value of `server.log_format`.
     formatters: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The folder that this file is in; where it is a link, also the one that it leads to.
+# The folder of this file; if the file is a symbolic link, also that of its target.
 FOLDERS = {
     os.path.realpath(os.path.dirname(os.path.abspath(__file__))),
     os.path.dirname(os.path.realpath(__file__)),
@@ -443,14 +443,14 @@ FOLDERS = {
 
 
 def sibling(name: str) -> Any:
-    """The module or package beside this file, imported as part of the package that this file is in.
+    """Import the module or package beside this file, as part of this file's package if it has one.
 
-    None where there is none: what has its name somewhere else on Python's path is another.
+    None if there is none: a module of the same name elsewhere on Python's path does not count.
     """
     full = f"{__package__}.{name}" if __package__ else name
     try:
         spec = importlib.util.find_spec(full)
-    except (ModuleNotFoundError, ValueError):  # hidden, or made by somebody, from no file
+    except (ModuleNotFoundError, ValueError):  # blocked, or a module made without a file
         return None
     if spec is None or spec.origin is None:
         return None
@@ -464,7 +464,8 @@ def sibling(name: str) -> Any:
 def installed() -> "tuple[Extension, ...]":
     """The extensions in serving_extensions/ beside this file; none where there is no such folder.
 
-    The one place that imports them. Raises ImportError for those of another version.
+    The only place that imports them. Raises ImportError if they are of another version, or made
+    for another module.
     """
     found = sibling("serving_extensions")
     if found is None:
@@ -483,7 +484,7 @@ def installed() -> "tuple[Extension, ...]":
 
 
 def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
-    """These; ValueError for a name that two have: what they keep for a server is found by it."""
+    """The extensions as a tuple; ValueError if two share a name, which is the key of their state."""
     extensions = tuple(extensions)
     for name, count in Counter(extension.name for extension in extensions).items():
         if count > 1:
@@ -492,7 +493,7 @@ def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
 
 
 class Missing:
-    """Stands for a file that is not there; who needs anything of it is told."""
+    """Stands in for a missing file: it is false, and its attributes raise NotFound for the file."""
 
     def __init__(self, file: str):
         self._file = file
@@ -511,7 +512,7 @@ else:
 
 
 class Home(typing.NamedTuple):
-    """A file beside this one, and what of it somebody may ask this one for."""
+    """An extension's file, and the config sections and commands that need it."""
 
     file: str
     sections: Sequence[str] = ()  # of a config
@@ -521,8 +522,8 @@ class Home(typing.NamedTuple):
         return f"this needs serving_extensions/{self.file} beside serving.py"
 
 
-# Who has some of the files is told which one is missing. Where all are, a test holds this equal to
-# what they declare.
+# Names the missing file to somebody who has copied only some. A test compares this list with what
+# the files declare.
 HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
@@ -539,7 +540,7 @@ HOMES = (
 
 
 def tell_missing(kind: str, name: str) -> str:
-    """Which file has a section or one of `commands`."""
+    """Say which file is missing for `name`, one of the `sections` or `commands` (`kind`)."""
     return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
@@ -558,7 +559,7 @@ def option(
     loads: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits. Of what `loads`, a change has a model loaded anew.
+    and its limits. A change of a field that `loads` makes the model load anew.
     """
     metadata = {
         "doc": doc,
@@ -574,12 +575,12 @@ def option(
     )
 
 
-NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
-NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
+NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
+NO_EFFECT = "OpenVINO only, no effect"  # marks fields that are accepted, and named in the log
 
 
 def without_effect(value: Any) -> list[str]:
-    """The fields given in a part of a config that mean nothing here."""
+    """The names of the fields that are set in a part of a config but have no effect here."""
     return [
         f.name
         for f in dataclasses.fields(value)
@@ -610,7 +611,7 @@ class VersionPolicy:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or nothing."""
+        """What is wrong with the policy; empty if nothing is."""
         given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
         return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
@@ -638,7 +639,7 @@ class Batching:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the sizes, or nothing."""
+        """What is wrong with the sizes; empty if nothing is."""
         sizes = self.allowed_batch_sizes
         if not sizes or list(sizes) == sorted(set(sizes)) and sizes[-1] == self.max_batch_size:
             return ""
@@ -650,7 +651,7 @@ class Batching:
     @property
     def sizes(self) -> list[int]:
         """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
-        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # it is up to 65536
+        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # at most 2**16
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
@@ -662,9 +663,9 @@ def read_devices(target: str) -> list[str]:
     """The devices that a `target_device` names, the first choice first: `GPU:0`, `CPU:0`.
 
     Every spelling of OpenVINO's is taken: AUTO, HETERO:GPU,CPU, MULTI:GPU.1,CPU, BATCH:CPU(4), in
-    any case. A device that TensorFlow has no name for stands as it was written.
+    any case. A device that TensorFlow has no name for is returned as it is written.
     """
-    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4): how many requests OpenVINO would join there
+    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4) is OpenVINO's batch size, not used here
     if plain.upper() in ("AUTO", "HETERO", "MULTI"):
         return ["GPU:0", "CPU:0"]
     kind, names = LIST_OF_DEVICES.fullmatch(plain).groups() if plain else ("", "")  # type: ignore
@@ -680,13 +681,13 @@ def read_devices(target: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. What contradicts itself here fails that model alone: `problem` says what."""
+    """One model. A contradiction in it fails this model alone: `problem` says which."""
 
     name: str = option(
         doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
     )
     base_path: str = option(
-        "",  # refused for this model alone
+        "",  # empty: `problem` refuses this model, not the whole config
         "folder of numbered version folders, or a SavedModel itself; relative to the config file",
         loads=True,
     )
@@ -737,7 +738,7 @@ class ModelConfig:
         "those whose graph keeps nothing of a call",
         loads=True,
     )
-    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
+    # OpenVINO Model Server's fields that have no meaning for a SavedModel: accepted, and named
     # once in the log.
     batch_size: int | str | None = option(None, NO_EFFECT)
     shape: str | dict[str, str] | None = option(None, NO_EFFECT)
@@ -760,7 +761,7 @@ class ModelConfig:
 
     @property
     def problem(self) -> str:
-        """Why this model cannot be served as it is written, field first; or nothing."""
+        """Why this model cannot be served, as `field: reason`; empty if it can be."""
         if not self.base_path:
             return "base_path: expected a folder, got ''"
         if re.match(r"[A-Za-z][\w+.-]*://", self.base_path):  # such as gs://
@@ -1000,7 +1001,7 @@ class Key:
 
     @property
     def expiry(self) -> datetime.datetime | None:
-        """When it ceases to be valid."""
+        """When the key expires; None if `expires` is not given or cannot be read."""
         try:
             moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
         except ValueError:
@@ -1036,7 +1037,7 @@ class Auth:
         digests = [key.sha256.lower() for key in self.keys]
         for kind, values in (("name", names), ("sha256", digests)):
             for index, value in enumerate(values):
-                if value in values[:index]:  # which is not shown: it may be the key itself
+                if value in values[:index]:  # the error hides the value: it may be the key itself
                     taken = values.index(value)
                     raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
         if "://" in (store := self.quota_store or ""):
@@ -1044,9 +1045,9 @@ class Auth:
 
 
 def check_redis(url: str) -> None:
-    """Raise ValueError for a URL that no Redis can have.
+    """Raise ValueError for a malformed Redis URL.
 
-    The text does not quote it: it may hold a password.
+    The error does not quote the URL, which may hold a password.
     """
     if not re.match("(redis|rediss|unix)://", url):
         raise ValueError(
@@ -1088,8 +1089,8 @@ class ImageConfig:
 
 
 def beside(folder: Path, path: str) -> str:
-    """A path of the config made absolute: it starts at `folder`; `~` is the home folder."""
-    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+    """Make a path of the config absolute: it starts at `folder`; `~` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # `~name` of an unknown user
         return str(folder / Path(path).expanduser())
     return str(folder / path)
 
@@ -1134,7 +1135,7 @@ class HandlerConfig:
             raise ValueError("function: needed where there is no project")
 
     def resolve(self, folder: Path) -> "HandlerConfig":
-        """The same with paths that start at `folder`, and a project's defaults."""
+        """Return a copy with absolute paths, which start at `folder`, and a project's defaults."""
         function, model_dir = self.function, self.model_dir and beside(folder, self.model_dir)
         if self.project is not None:
             project = Path(beside(folder, self.project))
@@ -1192,7 +1193,7 @@ class Node:
             and self.function is None
             and self.model_name is None
         ):
-            return  # as OpenVINO writes it: the pipeline cannot be, its config is none the worse
+            return  # OpenVINO's C++ node: its pipeline is refused later, the config stays valid
         wanted, other = (
             ("function", "model_name") if self.type == "custom" else ("model_name", "function")
         )
@@ -1311,7 +1312,7 @@ class ServerConfig:
         (),
         'origins whose pages may call, as browsers write them: ["https://site.example"], in small '
         'letters, without a path or the usual port; or ["*"] for all',
-        # file:// and null are of pages from files, capacitor://localhost and its like of apps
+        # null and file:// are the origins of pages opened from disk, capacitor://localhost of apps
         pattern=r"^(?!https://.*:443$|http://.*:80$)"
         r"(\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$",
     )
@@ -1350,7 +1351,7 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class Admin:
-    """Changing what is served over REST, by keys that are marked `admin`."""
+    """Options for changing what is served over REST, with keys that are marked `admin`."""
 
     upload: bool | str = option(
         False,
@@ -1404,24 +1405,23 @@ class Config:
         ]
 
     def is_pipeline(self, name: str) -> bool:
-        """Whether a name is a pipeline's; a model of the same name keeps it."""
+        """Whether `name` is a pipeline's; a model of the same name takes precedence."""
         return any(pipeline.name == name for pipeline in self.pipeline_config_list) and all(
             model.name != name for model in self.models
         )
 
     @property
     def default_deployment(self) -> list[str]:
-        """The id of the deployment that answers /predict: the one so marked, or the first.
-
-        Empty where there is none.
+        """The id of the deployment that answers /predict, as a list of one: the deployment marked
+        `default`, else the first. Empty if there is no deployment.
         """
         marked = [deployment.id for deployment in self.deployments if deployment.default]
         return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
 def check_names(config: "Config") -> None:
-    """Raise ValueError where names of deployments and handlers, or the keys for them,
-    contradict each other.
+    """Raise ValueError for repeated ids or paths, for two defaults, for a version of a pipeline,
+    and for keys to deployments that do not exist.
     """
     names = [deployment.id for deployment in config.deployments]
     paths = [handler.path for handler in config.handlers]
@@ -1440,7 +1440,7 @@ def check_names(config: "Config") -> None:
         )
     for index, key in enumerate(config.auth.keys):
         for place, name in enumerate(key.deployments or ()):
-            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+            if name not in (*names, *paths):  # the error hides the name: it may be the key itself
                 raise ValueError(
                     f"auth.keys[{index}].deployments[{place}]: "
                     "no deployment has that id, and no handler that path"
@@ -1448,8 +1448,8 @@ def check_names(config: "Config") -> None:
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
-    """The config with relative paths made absolute: they start at `folder`,
-    that of the config file, whose name is `stem`.
+    """Return the config with absolute paths: relative ones start at `folder`, the config file's.
+    `stem`, the file's name without its suffix, names the default quota store.
     """
 
     def resolved(deployment: Deployment) -> Deployment:
@@ -1509,10 +1509,10 @@ def json_kind(value: Any) -> str:
 
 
 def what_came(value: Any, path: str, kind: Any) -> str:
-    """Name a JSON value for an error at `path`, where a `kind` belongs.
+    """Name the JSON value that came at `path` in place of a `kind`, for an error.
 
-    It is not shown where it may be a key or a password: under `auth`, and in the place of an
-    object.
+    Only its type is named where the value may be a key or a password: under `auth`, or if it is a
+    string in place of an object.
     """
     if is_secret(path) or isinstance(value, str) and holds_objects(kind):
         return JSON_TYPES.get(type(value), type(value).__name__)
@@ -1520,7 +1520,7 @@ def what_came(value: Any, path: str, kind: Any) -> str:
 
 
 def holds_objects(kind: Any) -> bool:
-    """Whether a declared type is an object, or has some."""
+    """Whether a declared type is an object, or a list or union with objects in it."""
     kinds = (kind, *typing.get_args(kind))
     return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
@@ -1540,7 +1540,7 @@ def kind_name(kind: Any) -> str:
 
 
 def json_type_of(kind: Any) -> type:
-    """The Python type in which JSON brings a declared type: dict for a dataclass,
+    """The Python type that JSON parses to where a type is declared: dict for a dataclass,
     list for a tuple.
     """
     if dataclasses.is_dataclass(kind):
@@ -1549,8 +1549,8 @@ def json_type_of(kind: Any) -> type:
 
 
 def is_json(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a declared one; by exact type,
-    since a bool is an int in Python; an int is a float.
+    """Whether a JSON value fits a declared type. Types are compared exactly, since a bool is an
+    int in Python; an int fits where a float is declared.
     """
     return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
@@ -1591,12 +1591,12 @@ def parse(
 
 
 def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()) -> list[Any]:
-    """What each of the functions returns; the first of all errors, which has the others, where
-    something was `wrong` before or is found so.
+    """Call all functions and return their results. If any fails, or errors came before (`wrong`),
+    raise the first ConfigError with the rest as its `others`.
     """
     found, errors = [], list(wrong)
     for read in reads:
-        if len(errors) > MOST_OTHERS:  # requests come here too, of any size
+        if len(errors) > MOST_OTHERS:  # a bound, since requests of any size are parsed here too
             break
         try:
             found.append(read())
@@ -1609,15 +1609,15 @@ def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()
 
 
 def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    """Return a plain value that keeps its declared minimum and pattern."""
+    """Return a plain value after checking it against its minimum, maximum and pattern."""
     if isinstance(value, int | float):
         if limits.get("minimum") is not None and not value >= limits["minimum"]:
             raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
         if limits.get("maximum") is not None and not value <= limits["maximum"]:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
-    refuse_half(value, path)  # of requests, which are read otherwise than a config
+    refuse_half(value, path)  # for requests: `refuse_twice` has checked a config already
     if limits.get("pattern") and isinstance(value, str):
-        # JSON Schema's `$` is the end; Python's is also before a line feed there
+        # JSON Schema's `$` matches at the end only; Python's also before a final line feed
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
             came = f"{len(value)} other characters" if is_secret(path) else repr(value)
@@ -1640,7 +1640,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
         for name, f in fields.items()
-        if f.default is f.default_factory  # both missing: it has no default
+        if f.default is f.default_factory  # both are MISSING: the field has no default
         and name not in (*value, *meant.values())
     ]
     known = [key for key in value if key in fields]
@@ -1665,24 +1665,24 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Which name may be meant; or all of them."""
+    """Suggest the known name that is closest to `name`, else list them all."""
     close = similar_key(name, known)
     return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
 
 
 def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
-    """The error for a key that an object does not have, and the one that may be meant, if any."""
+    """The error for an unknown key: it suggests the name `meant`, or lists all `fields`."""
     expected = f"expected one of: {', '.join(fields) or 'nothing'}"
     hint = f"did you mean '{meant}'?" if meant else expected
-    hidden = is_secret(path)  # it may be a password where a name of a field belongs
+    hidden = is_secret(path)  # the key may be a password in the place of a field's name
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
 
 class Repeated(dict):
-    """An object with equal keys: the last of each; `first` has the first of each."""
+    """An object that repeats keys: it has the last value of each key, `first` has the first."""
 
     first: dict[str, Any]
-    twice: str  # one of those keys
+    twice: str  # one of the repeated keys
 
 
 def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1696,10 +1696,10 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(value: Any, path: str) -> None:
-    """Raise ConfigError for a key that stands twice in one object, with the object's place, and
-    for half of a surrogate pair.
+    """Raise ConfigError for an object that repeats a key, with the object's path, and for half of
+    a surrogate pair.
 
-    Under `auth` it is named where it is the name of an option, else it may be a password.
+    Under `auth` the error names only keys that are options: another one may be a password.
     """
     if isinstance(value, Repeated):
         options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
@@ -1717,17 +1717,17 @@ def refuse_twice(value: Any, path: str) -> None:
 
 
 def refuse_half(text: Any, path: str) -> None:
-    """Raise ConfigError for a string that no UTF-8 can hold, a value's or an object's key."""
+    """Raise ConfigError for a value or an object's key that UTF-8 cannot encode."""
     if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
-        where = "$.auth" if is_secret(path) else path  # a key in it may be a password
+        where = "$.auth" if is_secret(path) else path  # a key in the path may be a password
         raise ConfigError(where, "expected text, got half of a surrogate pair")
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
 PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
-# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
-# they have a meaning here, and logging_config, which is read over: name -> number, type, whether
-# there may be several.
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), with the
+# fields that have a meaning here, and logging_config, which is ignored: field name -> number, type,
+# whether it is repeated.
 PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
     "ModelConfigList": {"config": (1, "ModelConfig", True)},
@@ -1779,7 +1779,7 @@ def protobuf_config() -> Any:
 
 
 def read_protobuf_config(text: bytes) -> dict[str, Any]:
-    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    """Convert TensorFlow Serving's --model_config_file to a config. Raises ConfigError."""
     from google.protobuf import json_format, text_format
 
     try:
@@ -1791,7 +1791,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
     for item in items:
         for name in ("model_platform", "logging_config"):
             item.pop(name, None)
-        labels = item.pop("version_labels", ())  # what is missing is 0, or empty, as in protobuf
+        labels = item.pop("version_labels", ())  # protobuf leaves out fields that are 0 or empty
         item["version_labels"] = {one.get("key", ""): int(one.get("value", 0)) for one in labels}
         policy = item.pop("model_version_policy", {})
         if policy:  # an empty one is the default
@@ -1799,7 +1799,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
         if "specific" in policy:
             versions = policy["specific"].get("versions", [])
             policy["specific"] = {"versions": [int(number) for number in versions]}
-        if policy.get("latest", {}).get("num_versions") == 0:  # which is 1 there
+        if policy.get("latest", {}).get("num_versions") == 0:  # TensorFlow Serving takes 0 as 1
             policy["latest"] = {}
     return {"model_config_list": [{"config": item} for item in items]}
 
@@ -1835,7 +1835,7 @@ def read_config(text: bytes) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    if path.is_fifo():  # reading one waits for a writer, at every reload again
+    if path.is_fifo():  # reading a named pipe blocks until somebody writes, at every reload
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.read_bytes()
 
@@ -1848,7 +1848,7 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
-    """The config with the sections of extensions, each None where it is not given."""
+    """The `Config` class with the extensions' sections added as fields, None if not given."""
     sections = [
         (name, kind | None, option(None, f"of the extension {extension.name}"))
         for extension in extensions
@@ -1868,7 +1868,7 @@ def load_config(
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
     Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
-    that of `config_kind`, where extensions have sections of their own.
+    the class that `config_kind` makes, if extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
     if isinstance(source, kind):

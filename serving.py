@@ -1916,12 +1916,12 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
+    """A tensor of a signature: its key (`name`), its name in the graph (`tensor`), dtype, shape.
 
-    `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
-    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows. `logits` are the
-    outputs that a softmax or sigmoid makes it from.
+    `dtype` is such as `DT_FLOAT`. `shape` has None for an unknown size, and is None if the rank is
+    unknown. Of an output, `made_by` is the type of the operation that computes it; `scale` says
+    whether the boxes that it starts with are in 0..1 (`unit`) or in pixels of the input (`input`);
+    both are "" if unknown. `logits` names the outputs of which it is the softmax or sigmoid.
     """
 
     name: str
@@ -1942,15 +1942,15 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # The kinds of operations that it may run, where they are known.
+    # Types of the operations that it may run; empty if unknown.
     operations: Collection[str] = ()
-    example: bytes = b""  # made up: the tf.train.Example that it parses, where it parses one
+    example: bytes = b""  # a made-up tf.train.Example with the features it parses, if it parses any
 
 
 class UnpackedBytes:
-    """What all bodies together have unpacked to, in bytes, while their requests live.
+    """Counts the bytes that the bodies of all running requests have unpacked to.
 
-    `limit()` is how much that may be, asked each time. Counted under a lock.
+    `limit()` is the most that they may be, and is called each time. Counted under a lock.
     """
 
     def __init__(self, limit: Callable[[], int]):
@@ -1970,7 +1970,7 @@ class UnpackedBytes:
 
 
 class Allowance:
-    """What one request's body may unpack to: taken before it is, free when it is answered."""
+    """The bytes that one request's body may unpack to: taken before unpacking, freed by `close`."""
 
     def __init__(self, all_bodies: UnpackedBytes, most: int):
         self._all, self.most, self.held = all_bodies, most, 0
@@ -1997,7 +1997,7 @@ class Allowance:
             self._all.add(-held)
 
 
-UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
+UNPACKED_PIECE = 1 << 20  # bytes that are unpacked in one step
 
 
 def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> bytes:
@@ -2025,7 +2025,7 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
 
 
 def inflate(data: bytes) -> Iterator[bytes]:
-    """The pieces of what is deflated, with zlib's head or, as some clients send it, without."""
+    """Yield deflated data unpacked, in pieces; the zlib header may be missing: some clients do."""
     unpacker, packed = zlib.decompressobj(15 if data[:1] and data[0] & 15 == 8 else -15), b""
     for start in range(0, len(data), UNPACKED_PIECE):
         packed = data[start : start + UNPACKED_PIECE]
@@ -2042,8 +2042,8 @@ def is_plain_json(body: bytes) -> bool:
     return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
-# a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs
-# 60
+# 64 pictures of 224x224 pixels have 3.2 million lists. An empty list, 3 bytes of text, takes 60
+# bytes of memory.
 MAX_LISTS = 4_000_000
 
 
@@ -2057,7 +2057,7 @@ def parse_json(body: bytes) -> Any:
         )
     try:
         value = orjson.loads(body)
-    except ValueError:  # what is wrong, or RapidJSON's alone
+    except ValueError:  # wrong, or valid in RapidJSON's dialect only
         return parse_dialect(body)
     return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
@@ -2066,7 +2066,7 @@ ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
 def may_repeat_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    """Whether a key at the top or in `inputs` may repeat: orjson keeps the last, not the first."""
     if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
@@ -2077,14 +2077,14 @@ def may_repeat_a_key(body: bytes, value: Any) -> bool:
 
 
 JSON_SPACE = " \t\r\n"
-# Strings and words. A string without an end goes to the end of the text: looked for again from each
-# quote in it, it would take the square of its length.
+# Strings and words. An unterminated string matches up to the end of the text: a search from each
+# later quote would take quadratic time.
 JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|-?\w[\w.+-]*', re.DOTALL)
-JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
-JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's -> Python's
+JSON_ESCAPE = re.compile(  # group 1: half of a surrogate pair
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
 )
-# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
+# Start of a message of Python's parser -> RapidJSON's text for it; the default is "Invalid value."
 JSON_PROBLEMS = {
     "Expecting property name": "Missing a name for object member.",
     "Illegal trailing comma before end of object": "Missing a name for object member.",
@@ -2103,7 +2103,7 @@ def read_float(number: str) -> float:
 
 
 def read_integer(number: str) -> int | float:
-    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    """Read an integer; one that does not fit into 64 bits becomes a float, as in RapidJSON."""
     if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
         return int(number)
     return read_float(number)
@@ -2117,8 +2117,8 @@ JSON_DECODER = json.JSONDecoder(
 def parse_dialect(body: bytes) -> Any:
     """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
 
-    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
-    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    NaN and Inf are numbers, and text after the value is ignored. Bytes that are not UTF-8 become
+    surrogate escapes. The first of repeated keys wins, at the top and in `inputs`.
     """
     if not body:
         raise BadRequest("JSON Parse error: The document is empty")
@@ -2143,7 +2143,7 @@ def decode_json(text: str) -> tuple[Any, int]:
     """The first value of a text, and where it ends; raises BadRequest."""
     try:
         value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
-        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # it has stopped within a number
             raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
         return value, end
     except json.JSONDecodeError as error:
@@ -2155,7 +2155,7 @@ def decode_json(text: str) -> tuple[Any, int]:
 
 
 def find_token(text: str, wanted: Callable[[str], bool]) -> int:
-    """Where the first string or number that is wanted begins; the text's length without one."""
+    """The offset of the first string or word that is `wanted`; the text's length if none is."""
     tokens = JSON_TOKEN.finditer(text)
     return next((token.start() for token in tokens if wanted(token[0])), len(text))
 
@@ -2170,14 +2170,14 @@ def explain_json(text: str, error: json.JSONDecodeError) -> str:
     if not before.strip(JSON_SPACE) and not mark:
         return "The document is empty."
     if not error.msg.startswith("Expecting ','"):
-        known = (text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start))
+        known = (theirs for start, theirs in JSON_PROBLEMS.items() if error.msg.startswith(start))
         return next(known, "Invalid value.")
     if before[-1].isdigit() and mark in (".", "e", "E"):
         return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
     try:
         JSON_DECODER.decode(before + "}")
     except json.JSONDecodeError as again:
-        if again.pos == error.pos:  # a brace does not belong there
+        if again.pos == error.pos:  # not even a brace may stand here: it is within an array
             return "Missing a comma or ']' after an array element."
     return "Missing a comma or '}' after an object member."
 
@@ -2209,15 +2209,15 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
+MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on string tensors of rank 33 and more
 
 
 def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
-    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever
-    shape it has.
+    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype. Its shape is not
+    checked here.
 
-    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON
-    spelling.
+    Raises BadRequest with TensorFlow Serving's text; ServingError UNIMPLEMENTED for a dtype that
+    JSON cannot spell.
     """
     array = (
         quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
@@ -2236,8 +2236,8 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of Python's as one that JSON has, or an array: tuples and ranges as lists, what makes
-    an array of itself, such as a tensor or a frame of pandas, as that.
+    """Convert a Python value to one that JSON has, or to an array: tuples and ranges to lists, what
+    has `__array__`, such as a tensor or a pandas frame, to an array. Others are returned as given.
     """
     if isinstance(value, tuple | range):
         return list(value)
@@ -2249,7 +2249,7 @@ def plain_value(value: Any) -> Any:
 def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
     """Read nested lists of numbers, or of arrays, level by level in C.
 
-    None where only the exact path can tell what it is.
+    None if the exact path must decide: it has all rules and error texts.
     """
     if dtype is None or dtype.kind == "O":
         return None
@@ -2269,7 +2269,7 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if kinds <= {int, float}:
             code = "Q" if dtype == np.uint64 else "q"
             if float in kinds or dtype.kind in "fV":
-                # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                # straight to float32: larger numbers become infinity, as in TensorFlow Serving
                 code = dtype.char if dtype.char in "fd" else "d"
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
@@ -2289,7 +2289,7 @@ def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     if numbers.dtype == dtype or numbers.size == 0 and numbers.dtype.kind != "O":
         return numbers.astype(dtype, copy=False)
     if dtype.kind in "fV" and numbers.dtype.kind in "iuf":  # V: bfloat16
-        with np.errstate(over="ignore"):  # beyond float32 is infinity, as in TensorFlow Serving
+        with np.errstate(over="ignore"):  # too large is infinity, as in TensorFlow Serving
             return numbers.astype(np.float64, copy=False).astype(dtype)
     if dtype.kind in "iu" and numbers.dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -2338,17 +2338,18 @@ def decode_leaf(
 
 
 def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Read an array as exact_tensor reads lists.
+    """Read an array that quick_cast refused, by the rules of exact_tensor.
 
-    Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
+    An array of numbers is then wrong: only its first wrong one is made a Python object, to be
+    named in the error.
     """
     dtype = NUMPY_DTYPES.get(spec.dtype)
-    if dtype is not None and not array.size:  # lists would lose the sizes behind a 0
+    if dtype is not None and not array.size:  # nested lists cannot hold the sizes after a 0
         return np.empty(array.shape, dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0
-    if array.dtype.kind in "iu" and dtype.kind in "iu":  # the first that is beyond the range
+    if array.dtype.kind in "iu" and dtype.kind in "iu":  # find the first that is out of range
         limits, flat = np.iinfo(dtype), array.reshape(-1)
         index = int(((flat < limits.min) | (flat > limits.max)).argmax())
     return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
@@ -2386,8 +2387,8 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
         return float(leaf)
     if dtype.kind in "iu" and kind is int:
         limits = np.iinfo(dtype)
-        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger
-        # ones are refused by type.
+        # TensorFlow Serving reads any int32 for the types below 32 bits, and wraps it: here it is
+        # out of range. Larger numbers have the wrong type, as there.
         readable = np.iinfo(np.int32) if dtype.itemsize <= 2 else limits
         if limits.min <= leaf <= limits.max:
             return leaf
@@ -2407,9 +2408,9 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
 
 def encode_text(text: str) -> bytes:
-    """A string's UTF-8, or the bytes it was read from.
+    """Encode a string as UTF-8; surrogate escapes become the bytes that they were read from.
 
-    BadRequest for half of a surrogate pair (from Python).
+    BadRequest for half of a surrogate pair, which only callers from Python can pass.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -2422,9 +2423,9 @@ def is_base64(value: Any) -> bool:
 
 
 def holds_bytes(value: Any) -> bool:
-    """Whether a predict body's value may hold bytes, of pictures.
+    """Whether a predict body's value may hold bytes, such as pictures.
 
-    Looks at first items alone, so that numbers pass at once.
+    Only the first item of each list is looked at, so that large arrays of numbers cost nothing.
     """
     waiting = [value]
     while waiting:
@@ -2467,8 +2468,8 @@ STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x2
 
 
 def encode_string(value: bytes) -> bytes:
-    """Bytes as a JSON string, all but quotes, backslashes and control characters
-    as they are (also if not UTF-8).
+    """Write bytes as a JSON string: only quotes, backslashes and control characters are escaped,
+    so that bytes which are not UTF-8 are kept.
     """
     return (
         b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
@@ -2508,7 +2509,7 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each array and scalar with its non-finite values as tokens."""
+    """Like encode_odd, but write arrays and scalars with NaN and infinities as JSON tokens."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
@@ -2523,47 +2524,47 @@ def encode_json(value: Any) -> bytes:
     Floats are the shortest text that reads back to the same value in their dtype.
     """
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    # it may stand for a NaN
+    # a null may stand for a NaN
     return orjson.dumps(value, default=spell_floats) if b"null" in text else text
 
 
 # --- large arrays -------------------------------------------------------------------------------
 #
-# Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
-# strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
-# texts: None says so.
+# Read into NumPy without a Python object for each number. For anything unusual (ragged lists, null,
+# strings among numbers, escapes, pictures, NaN) these functions return None: the plain path, which
+# has all rules and error texts, then reads the body.
 
-LARGE = 512  # bytes of an array's text; below, the plain path is as fast
-MOST_STRINGS = 512  # of a body, keys among them
-# what a skeleton leaves out; simdjson says whether numbers stand in the right places
+LARGE = 512  # bytes of an array's text; for less, the plain path is as fast
+MOST_STRINGS = 512  # strings in a body, keys included
+# Removing these leaves an array's brackets and commas; simdjson checks the numbers themselves.
 NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
-TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN = secrets.token_hex(16)  # starts the string in place of an array; no client can guess it
 TOKEN_BYTES = TOKEN.encode()
 
-KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
-parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
+KEPT_BYTES = 8 << 20  # of the longest text whose parser is kept: it holds several times as much
+parsers: list[Any] = []  # idle ones, for reuse: as many as were ever in use at once
 
 
 def read_large_json(body: bytes) -> Any | None:
     """The JSON value of a body, its large arrays as int64, uint64 or float64.
 
-    None where the plain path must read it.
+    None if the plain path must read it.
     """
     if b"\\" in body:
         return None
     rest, arrays, start = list[bytes](), list[np.ndarray](), 0
-    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+    for _ in range(MOST_STRINGS):  # a step: brackets and numbers up to a string, then the string
         quote = body.find(b'"', start)
         end = quote if quote >= 0 else len(body)
         if end - start < LARGE:
             rest.append(body[start:end])
         else:
             first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
-            # behind a row's brace are others' brackets
+            # brackets after the brace that ends a row belong to other rows
             last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1
             array = read_array(body[first:last]) if first >= 0 else None
             if array is None or body[last:end].lstrip().startswith(b":"):
-                # a list is no key, its token would be one
+                # a list cannot be a key, but its token could
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
@@ -2586,7 +2587,7 @@ def read_large_json(body: bytes) -> Any | None:
 
 
 def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
-    """The lists and objects of a body, whose arrays are no longer in its text."""
+    """Count the lists and objects of a body: those in its remaining text and in its arrays."""
     return (
         text.count(b"[")
         + text.count(b"{")
@@ -2595,7 +2596,7 @@ def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
 
 
 def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
-    """The value with the arrays in the places of their tokens."""
+    """Return the value with each token replaced by its array."""
     if isinstance(value, str):
         return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
     if isinstance(value, dict):
@@ -2604,9 +2605,9 @@ def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def read_array(text: bytes) -> np.ndarray | None:
-    """The array that nested JSON lists of numbers spell.
+    """Read nested JSON lists of numbers as an array.
 
-    None unless they are rectangular, full and of 64-bit numbers.
+    None unless they are rectangular, not empty, and of numbers that fit into 64 bits.
     """
     rank = rank_of_row(text)
     shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
@@ -2622,10 +2623,10 @@ def read_array(text: bytes) -> np.ndarray | None:
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return None
     finally:
-        lists = None  # the parser is free again when nothing holds what it has parsed
+        lists = None  # a parser can be used again only when nothing refers to its result
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    # a row without numbers has the skeleton of a row of one
+    # without numbers, [] and [1] are the same skeleton
     fits = flat.size == math.prod(shape) if not rank else flat.size
     return flat.reshape(shape) if fits else None
 
@@ -2643,9 +2644,9 @@ def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
 
 
 def rank_of_row(text: bytes) -> int:
-    """How many lists are around one row of numbers, [[1, 2]] has 2.
+    """The rank of lists that hold a single row of numbers: [[1, 2]] has 2.
 
-    0 where there are more rows, or it takes a closer look.
+    0 if there are more rows, or if shape_of must find out.
     """
     opened, closed = text.rfind(b"[") + 1, text.find(b"]")
     if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
@@ -2656,8 +2657,8 @@ def rank_of_row(text: bytes) -> int:
 def shape_of(skeleton: bytes) -> list[int] | None:
     """The shape of nested lists from their brackets and commas alone; None when rows differ.
 
-    From the inside out: lists of one level follow each other with a comma between, up to the first
-    that has a bracket behind it instead, and at last the whole must be nothing but repetitions.
+    Works from the innermost list out: at each level it counts equal lists separated by commas, up
+    to the first with a bracket after it. In the end, the skeleton must equal what was counted.
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
@@ -2666,7 +2667,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit = skeleton[rank - 1 : unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        # the first of these lists, and each that follows
+        # the character after each list of this level
         behind = skeleton[rank - level + len(unit) :: len(unit) + 1]
         count = behind.find(b"]") + 1
         if not count:

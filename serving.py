@@ -484,7 +484,7 @@ def installed() -> "tuple[Extension, ...]":
 
 
 def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
-    """The extensions as a tuple; ValueError if two share a name, which is the key of their state."""
+    """The extensions as a tuple; ValueError if two share a name, the key of their state."""
     extensions = tuple(extensions)
     for name, count in Counter(extension.name for extension in extensions).items():
         if count > 1:
@@ -2025,7 +2025,7 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
 
 
 def inflate(data: bytes) -> Iterator[bytes]:
-    """Yield deflated data unpacked, in pieces; the zlib header may be missing: some clients do."""
+    """Unpack deflated data, in pieces, with a zlib header or, as some clients send it, without."""
     unpacker, packed = zlib.decompressobj(15 if data[:1] and data[0] & 15 == 8 else -15), b""
     for start in range(0, len(data), UNPACKED_PIECE):
         packed = data[start : start + UNPACKED_PIECE]
@@ -2683,22 +2683,22 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
-PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
-NO_TIME = float("nan")  # of a part that a request has not had
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # parts of a request's time
+NO_TIME = float("nan")  # the time of a phase that a request does not have
 
 
 class Turn:
-    """A request's place in a server's queue, which knows by it how fast its lines move."""
+    """A request's place in a server's queue, which measures by it how fast its lines move."""
 
     def __init__(self, queued: float | None = None):
-        self.queued = queued  # of time.perf_counter: when its last byte had come
-        self.waited = False  # for a model to load, with a thread
-        # what is left to do once its answer is sent; None where nobody tells when that is
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.waited = False  # whether it held a thread while its model was loading
+        # a list for work to do once its answer is sent; None if that moment is not known
         self.later: list[Callable[[], None]] | None = None
 
     def defer(self, do: Callable[[], None]) -> None:
-        """Do something of no concern to the client: once the answer is sent, if that is known."""
-        later, self.later = self.later, None  # which holds it: no circle for Python to collect
+        """Do something that the client need not wait for: after its answer, if possible."""
+        later, self.later = self.later, None  # `do` may refer to this: break the reference cycle
         if later is None:
             do()
         else:
@@ -2706,36 +2706,36 @@ class Turn:
 
 
 def stays() -> bool:
-    """Nobody knows that a client has left."""
+    """Say that the client has not left: the default where nobody can tell."""
     return False
 
 
 class Trace:
-    """What becomes known of a request on its way: for metrics and the log.
+    """What is recorded about a request while it is answered, for metrics and the log.
 
-    It travels with the request, an argument of all that is called for it.
+    It is passed as an argument to all functions that work on the request.
     """
 
     deadline = math.inf  # of time.perf_counter()
     began = ended = inference = routines = answered = 0.0
     rows = batch = 0
     model = version = deployment = ""
-    waited = False  # for a model to load
-    infers = by_page = False  # it asks a model or handler; the page asks
-    spent: tuple[float, ...] = ()  # what `measure` has found
+    waited = False  # whether it had to wait for a model to load
+    infers = by_page = False  # whether it calls a model or handler; whether the page sends it
+    spent: tuple[float, ...] = ()  # the final result of `measure`
     nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
     parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
     scheme = "http"  # of its URL
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
-        self.queued = queued  # when its last byte had come
-        self.has_left = has_left  # whether its client has
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.has_left = has_left  # tells whether its client has left
 
     def limit(self, seconds: float, wish: str | None) -> None:
-        """Set the deadline, `wish` being what the client asks for.
+        """Set the deadline: after `seconds`, or sooner if `wish`, the client's header, asks for it.
 
-        Raises BadRequest for a wrong one, ServingError when it is past.
+        Raises BadRequest for a malformed wish, ServingError if the deadline has passed.
         """
         if wish is not None:
             if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
@@ -2760,9 +2760,8 @@ class Trace:
     def measure(self, now: float) -> tuple[float, ...]:
         """Seconds in each of `PHASES` until `now`, of time.perf_counter().
 
-        NaN for a part that there was not: no queue where another server has the requests wait,
-        nothing but the queue without inference. They add up to no more than has passed since the
-        last byte came.
+        NaN for a phase that there was not: the queue under another WSGI server; all phases but the
+        queue if nothing was inferred. Their sum is at most the time since the last byte arrived.
         """
         queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
@@ -2773,13 +2772,13 @@ class Trace:
         return queued, self.began - self.start, inference, routines, rest - routines
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, of those that there were."""
+        """Seconds by phase, without those that there were not."""
         found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
         return {name: seconds for name, seconds in found if seconds == seconds}
 
 
 class Untraced(Trace):
-    """The trace of calls from Python: nothing of them is noted, and they have all the time."""
+    """The trace of calls from Python: it records nothing and has no deadline."""
 
     start, queued, has_left = 0.0, None, staticmethod(stays)
 
@@ -2797,18 +2796,18 @@ class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
-    feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
-    fetches: Sequence[str] = ()
-    outputs: Sequence[str] = ()  # the names of those that are fetched
-    # of one made-up row; not known where that tells nothing of others
+    feeds: Sequence[str] = ()  # the graph's names of the input tensors
+    fetches: Sequence[str] = ()  # and of the output tensors
+    outputs: Sequence[str] = ()  # the signature's names of the fetched outputs
+    # the time of one made-up row; infinity if unknown, or if that row is not typical
     seconds: float = float("inf")
-    kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
-    # whether any input takes about as long as that row: no loops, no Python functions
+    kind: str = "session"  # or `frozen`, or `batched`: its last value is the rows of the batch
+    # whether any row takes about that long: the graph has no loops and no Python functions
     bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
-    steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
-    operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
-    keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
+    steady: bool = False  # whether many small rows are fast too, whatever their values
+    operations: frozenset[str] = frozenset()  # types of the operations that it may run
+    keeps: tuple[str, ...] = ()  # those types that may keep state from one call to the next
 
 
 class Servable:
@@ -2817,10 +2816,10 @@ class Servable:
 
     Requests hold a lease while they run, so that `retire` can wait for them: `close` is called
     once, after the last one. Leases are counted under a lock; everything else is fixed at
-    construction. What answers by more than a function is a subclass with a `call` of its own.
+    construction. A servable that needs more than a function is a subclass with its own `call`.
     """
 
-    # Of a SavedModel: its session and calls, for those who wrap its loader.
+    # Of a SavedModel: its session and calls, for extensions that wrap its loader.
     opened: "OpenModel | None" = None
     folder: Path | None = None  # of the SavedModel, whose assets may name its classes
 
@@ -2854,14 +2853,14 @@ class Servable:
     def run(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer arrays by name with arrays by name, by the signature `name`.
+        """Run the signature `name`: takes arrays by input name, returns arrays by output name.
 
-        Timed for the request that it is part of.
+        Records in `trace` the rows and the time that it takes.
         """
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        # a batch with others may have more
+        # `call` corrects `batch` if the request shares a batch with others
         trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1
         try:
             return self.call(name, inputs, trace)
@@ -2872,7 +2871,7 @@ class Servable:
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
+        """Do the work of `run`, without timing it; `trace` knows the deadline and the client."""
         if self._run is None:
             raise NotImplementedError(f"{type(self).__name__} has neither a function nor a `call`")
         return self._run(name, inputs)
@@ -2900,7 +2899,7 @@ class Servable:
                 self._changed.notify_all()
 
     def retire_if_idle(self) -> bool:
-        """Free the model unless a request holds a lease."""
+        """Free the model unless a request holds a lease; returns whether it did."""
         with self._changed:
             if self._leases or self._retired:
                 return False
@@ -2908,9 +2907,9 @@ class Servable:
         return self.retire(0)
 
     def retire(self, timeout: float) -> bool:
-        """Refuse new leases, wait for the running ones, free the model.
+        """Refuse new leases, wait until all leases are released, free the model.
 
-        False if some still run after `timeout` seconds.
+        False, and nothing is freed, if some are still held after `timeout` seconds.
         """
         with self._changed:
             self._retired = True
@@ -2919,14 +2918,14 @@ class Servable:
         close, self._close = self._close, lambda: None
         try:
             close()
-        except Exception as error:  # of somebody's own; nobody asks for this model any more
+        except Exception as error:  # `close` may be a user's; nobody needs this model any more
             log_safely(logging.ERROR, "A model could not be freed", error=error)
         self.closed = True
         return True
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
+    """The version folders under `base_path`; a SavedModel or model file at it is version 1.
 
     Raises LoadError if there is no folder.
     """
@@ -2962,8 +2961,8 @@ def is_model_file(path: Path) -> bool:
 
 
 def find_model_file(folder: Path) -> Path | None:
-    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
-    SavedModel.
+    """The one .keras or .h5 file that a version is, or that its folder holds; None if the folder
+    holds a SavedModel, or another number of such files.
     """
     if folder.is_file():
         return folder
@@ -2974,7 +2973,7 @@ def find_model_file(folder: Path) -> Path | None:
 
 
 def explain_path(base_path: str) -> str:
-    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    """A hint for the commonest mistakes with a `base_path` that is no folder; else empty."""
     name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
     if name in ("saved_model.pb", "saved_model.pbtxt"):
         return "; serve the folder that it lies in"
@@ -2987,11 +2986,11 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
-BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that is half copied
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # .pb files of a SavedModel without graphs
 
 
 def explain_folder(folder: Path) -> str:
-    """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
+    """A hint on what a version's folder holds in place of a SavedModel; "" if there is none."""
     entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
     models = [f"'{entry.name}'" for entry in entries if is_model_file(entry)]
     if len(models) > 1:
@@ -3005,7 +3004,7 @@ def explain_folder(folder: Path) -> str:
 
 
 def explain_no_versions(base_path: str) -> str:
-    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    """A hint where the model is, for a `base_path` without versions; "" if there is none."""
     base = Path(base_path)
     with contextlib.suppress(OSError, ValueError):
         inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
@@ -3033,16 +3032,17 @@ def explain_no_versions(base_path: str) -> str:
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
     """The versions that the policy picks out of those there, highest first."""
-    rising = sorted(versions, reverse=True)
+    falling = sorted(versions, reverse=True)
     if policy.specific:
-        return [version for version in rising if version in policy.specific.versions]
-    return rising[: policy.latest.num_versions] if policy.latest else rising
+        return [version for version in falling if version in policy.specific.versions]
+    return falling[: policy.latest.num_versions] if policy.latest else falling
 
 
 def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
-    """Files and folders below a folder, links followed, but to none that it lies in (`above`).
+    """Yield files and folders below a folder. Links are followed, except to the folders `above`.
 
-    Nothing of a folder that cannot be read, or vanishes meanwhile.
+    `above` has the device and inode of each. A folder that cannot be read, or that vanishes
+    meanwhile, yields nothing.
     """
     try:
         status, entries = folder.stat(), list(os.scandir(folder))
@@ -3053,15 +3053,15 @@ def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
         return
     for entry in entries:
         yield Path(entry.path)
-        if os.path.isdir(entry):  # its own is_dir() raises for a link that leads in a circle
+        if os.path.isdir(entry):  # entry.is_dir() raises for a link that leads to itself
             yield from paths_below(Path(entry.path), (*above, here))
 
 
 def fingerprint(folder: Path) -> tuple:
-    """What tells, without reading a version's files, that they have changed.
+    """A value that changes when a version's files do, made without reading them.
 
-    Of each path: its size, the time of the last change of what is in it, and of who may read it.
-    When it changes, a broken version is worth another try.
+    For each path: its size, mtime (changed content) and ctime (changed permissions, too), both in
+    nanoseconds. When it changes, a version that has failed to load is tried again.
     """
     found: list[tuple[str, int, int, int]] = []
     for path in [folder, *sorted(paths_below(folder))]:
@@ -3072,10 +3072,10 @@ def fingerprint(folder: Path) -> tuple:
 
 
 def contents(files: tuple) -> list[tuple]:
-    """A fingerprint without what a chmod changes:
-    a version that is loaded serves on all the same.
+    """A fingerprint without ctimes, which a chmod changes:
+    that is no reason to load a loaded version anew.
     """
-    # the first is the folder itself, where the version is one
+    # the first entry is the folder itself, unless the version is a single file
     return [status[:3] for status in files[1:] or files]
 
 
@@ -3089,7 +3089,7 @@ Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
 
 def once(function: Function) -> Function:
-    """Let a function run once for its arguments; threads that ask meanwhile wait for its answer."""
+    """Cache a function's result for its arguments; threads that call it meanwhile wait for it."""
     kept, lock = functools.cache(function), threading.RLock()
 
     @functools.wraps(function)
@@ -3104,13 +3104,13 @@ def once(function: Function) -> Function:
 def tensorflow() -> Any:
     """TensorFlow, imported when the first model is loaded.
 
-    It takes seconds, and a server of other servables needs none.
+    The import takes seconds, and a server without SavedModels does not need it.
     """
     began = time.monotonic()
     logger.info("Importing TensorFlow")
     try:
-        # Threads of a pool are waited for before any function of `atexit`: h5py, which comes with
-        # TensorFlow, leaves one there, and a process that ends before it does is killed by SIGSEGV.
+        # At exit, Python waits for pool threads before it runs `atexit` functions. One of these is
+        # h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV.
         with ThreadPoolExecutor(1, "serving-import") as pool:
             tensorflow = pool.submit(import_tensorflow).result()
     except Exception as error:
@@ -3133,7 +3133,7 @@ def tensorflow() -> Any:
     return tensorflow
 
 
-IMPORTED: list[float] = []  # when `tensorflow()` has ended its import: no model's load began before
+IMPORTED: list[float] = []  # when the import ended: a load's time counts from then at the earliest
 
 
 def import_tensorflow() -> Any:
@@ -3142,23 +3142,23 @@ def import_tensorflow() -> Any:
     return tensorflow
 
 
-# What frees memory after loads, where the process is our own: tidy(freeze).
+# Functions tidy(freeze) that free memory after loads; none unless the process is our own.
 TIDY: list[Callable[[bool], None]] = []
 
 
 def settle_garbage(freeze: bool = False) -> None:
     """Free what loading left over, where the process is our own; a host's collector is left alone.
 
-    With `freeze`, what is there now is to stay, and no later collection looks at it.
+    With `freeze`, later garbage collections skip the objects that exist now.
     """
     for tidy in list(TIDY):
         tidy(freeze)
 
 
 def usable_cores() -> int:
-    """The processor's cores that this process may use.
+    """The number of CPU cores that this process may use.
 
-    Linux alone can tell those of the machine's.
+    Only Linux tells; elsewhere it is the number of the machine's cores.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -3170,8 +3170,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come
     before TensorFlow's first use.
 
-    On 2 cores an operation shared among threads answers a lone request no sooner, and several
-    requests a third slower.
+    On 2 cores, sharing an operation among threads makes a lone request no faster, and several at
+    once a third slower.
     """
     tf = tensorflow()
     if (
@@ -3198,11 +3198,11 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     PREPARED_DEVICES.set()
 
 
-PREPARED_DEVICES = threading.Event()  # asking TensorFlow for its devices sooner would settle them
+PREPARED_DEVICES = threading.Event()  # listing TensorFlow's devices earlier would fix the settings
 
 
 def pick_device(target: str) -> str:
-    """The device, such as `GPU:0`, for a `target_device`: its first that is there; or LoadError."""
+    """The first device of a `target_device` that exists, such as `GPU:0`; LoadError if none."""
     wanted, there = read_devices(target), list_devices()
     for name in wanted:
         if name in there:
@@ -3227,12 +3227,12 @@ def warn_once(text: str) -> None:
 
 
 def import_operations(names: tuple[str, ...]) -> list[str]:
-    """Import the modules whose operations models need; returns why those that fail do, as texts.
+    """Import the modules whose operations models need; returns a text for each that fails.
 
-    A model that needs none of them is none the worse for it. Those that fail are tried again with
-    each load: they may have been installed by then.
+    A failure does not affect models that do without the module. It is tried again at each load,
+    since it may be installed by then.
     """
-    tensorflow()  # they register their operations with it
+    tensorflow()  # the modules register their operations with it
     failed = []
     for index, name in enumerate(names):
         try:
@@ -3244,7 +3244,7 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# By module: how the names of those of its operations begin that models are known to need.
+# Module -> prefixes of the names of its operations, as far as models are known to need them.
 OPERATIONS = {
     "tensorflow_text": "TFText> Sentencepiece Wordpiece FastWordpiece FastBertNormalize "
     "FastSentencepiece RegexSplit NormalizeUTF8 CaseFoldUTF8 WhitespaceTokenize "
@@ -3277,21 +3277,21 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A version to load; what wraps a loader passes it on without what it answers itself."""
+    """A version to load; a wrapper of a loader passes it on without the options it handles."""
 
     folder: Path
     config: ModelConfig
     options: ServerConfig = ServerConfig()
-    modules: tuple[str, ...] = ()  # imported before: they bring operations
-    device: str = ""  # such as `GPU:0`; none: the config's first that is there
-    try_calls: bool = True  # with made-up input; not where other calls come in their place
+    modules: tuple[str, ...] = ()  # imported first, for the operations that they register
+    device: str = ""  # such as `GPU:0`; if empty, the config's first device that exists
+    try_calls: bool = True  # with made-up input; False if a wrapper puts other calls in their place
 
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
 
 
-Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
+Load = Callable[[LoadRequest], Servable]  # a wrapper around a loader is a loader, too
 
 
 def load_saved_model(request: LoadRequest) -> Servable:
@@ -3315,7 +3315,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     report_unread(request)
     with load_errors(request.folder, held.close, failed):
         session, definitions, metadata = open_session(request.folder, device, config.tags)
-        held.callback(session.close)  # its graph goes with the next collection
+        held.callback(session.close)  # the next garbage collection frees its graph
         model = prepare_calls(config.name, device, session, definitions, metadata)
         model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
@@ -3324,7 +3324,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
 
 
 def report_unread(request: LoadRequest) -> None:
-    """Say in the log what of a config no wrapper of this loader has answered."""
+    """Log the options of a config that no wrapper of this loader has handled."""
     config = request.config
     unread = []
     if config.batching:
@@ -3343,9 +3343,9 @@ def report_unread(request: LoadRequest) -> None:
 def load_errors(
     folder: Path, close: Callable[[], Any], failed: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Tell whatever fails within as a LoadError: what is wrong with the files, or with the model.
+    """Turn any error of the block into a LoadError with its reason, after calling `close`.
 
-    `close` is called then; `failed` are the modules that could not be imported.
+    `failed` has a text for each module that could not be imported.
     """
     try:
         yield
@@ -3358,7 +3358,7 @@ def load_errors(
 class OpenModel:
     """A SavedModel in a session, and how each of its signatures is called.
 
-    What wraps the loader makes another one of it, and of that another servable.
+    A wrapper of the loader makes a changed copy, and another servable from that.
     """
 
     name: str  # of the model, for the log
@@ -3366,27 +3366,27 @@ class OpenModel:
     session: Any  # TensorFlow's, closed with the servable
     signatures: Mapping[str, Signature]
     calls: Mapping[str, SignatureCall]
-    refused: Mapping[str, str]  # why the others cannot be called
+    refused: Mapping[str, str]  # signatures that cannot be called -> why
     metadata: dict[str, Any]
     folder: Path | None = None  # of the SavedModel
 
     def own_calls(self) -> dict[str, SignatureCall]:
-        """The calls, one that two signatures share by the name of the first alone."""
+        """The calls by signature, a call that several share under the first one only."""
         return {name: call for name, call in self.calls.items() if self.owner(call) == name}
 
     def with_calls(self, change: Callable[[str, SignatureCall], SignatureCall]) -> "OpenModel":
-        """The same with its calls changed, one that two signatures share once, for both."""
+        """Return a copy with changed calls; a call that signatures share is changed only once."""
         changed = {name: change(name, call) for name, call in self.own_calls().items()}
         calls = {name: changed[self.owner(call)] for name, call in self.calls.items()}
         return dataclasses.replace(self, calls=calls)
 
     def owner(self, call: SignatureCall) -> str:
-        """The first signature that is called so."""
+        """The name of the first signature that has this call."""
         return next(name for name, other in self.calls.items() if other is call)
 
 
 class SessionServable(Servable):
-    """A SavedModel that is served: its calls that may take long have threads of their own."""
+    """A SavedModel as a servable: calls that may take long run on threads of the model's own."""
 
     def __init__(self, opened: OpenModel, close: Callable[[], Any]):
         super().__init__(
@@ -3437,9 +3437,9 @@ class SessionServable(Servable):
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
 
     def stop(self) -> None:
-        """End the threads, and free the model when none of them runs any more.
+        """End the threads, and free the model as soon as no call of it runs any more.
 
-        A session waits in its close for what runs in it, for ever where a model hangs.
+        Closing the session sooner would block until its calls end: forever if the model hangs.
         """
         close = self._free
         for workers in self._pools.values():
@@ -3456,7 +3456,7 @@ def reason_of(error: Exception, folder: Path) -> str:
     return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
-MOST_MESSAGE = 64 << 10  # characters of an error; it may quote all that a client has sent
+MOST_MESSAGE = 64 << 10  # characters of an error that are read: it may quote a whole request
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
     ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
@@ -3465,7 +3465,7 @@ AROUND = re.compile(r"""(?mx)
     | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
     | [ ]\[Op:[^][\n]*\] (?:[ ]name:.*)?
     """)
-# What begins all that follows the reason.
+# Each of these begins text that follows the reason, and ends it.
 AFTER = re.compile(r"""(?mx)
     ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack:
         | Original[ ]stack[ ]trace[ ]for | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
@@ -3473,10 +3473,10 @@ AFTER = re.compile(r"""(?mx)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, as far as anybody reads, and nothing else: no places in
-    code or graph.
+    """The reason in an error message of TensorFlow's, cut to a readable length and without the
+    places in code and graph.
     """
-    if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
+    if message.startswith("Restoring from checkpoint failed"):  # keep the original error only
         message = message.partition("Original error:\n")[2] or message
     reason = AROUND.sub("", message[:MOST_MESSAGE])
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
@@ -3484,9 +3484,9 @@ def clean_message(message: str) -> str:
 
 
 def hide_paths(text: str) -> str:
-    """A text without the folders of this program, of Python and of who runs it.
+    """Replace the folders of this program, of Python and of the user's home in a text.
 
-    Other paths are the model's own, and part of the reason.
+    Other paths belong to the model, and are part of the reason.
     """
     folders = {
         str(Path(__file__).parent): "<serving>",
@@ -3503,11 +3503,11 @@ def hide_paths(text: str) -> str:
 def open_session(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their
-    description as stored.
+    """Load a SavedModel into a session on `device`; returns the session, the SignatureDefs to call
+    and their description as stored.
 
-    Some files hold variables twice and restore one set only: as objects, they are loaded into a
-    graph where TensorFlow ties the two.
+    Some SavedModels hold each variable twice and restore only one of the two. These are loaded as
+    objects, since TensorFlow then ties the two together.
     """
     session, definitions = open_used(folder, device, tags)
     if definitions is None:
@@ -3520,7 +3520,7 @@ def open_session(
 
 
 def is_filled(session: Any) -> dict[Any, bool]:
-    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    """For each variable of a session, by its VarHandleOp: whether it has a value."""
     variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
@@ -3529,9 +3529,9 @@ def is_filled(session: Any) -> dict[Any, bool]:
 
 
 def check_variables(session: Any) -> None:
-    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+    """Raise LoadError for a variable that a checkpoint has filled with a value of another shape.
 
-    TensorFlow takes any: the answers would be of another model, or of none.
+    TensorFlow accepts any shape, and the answers would be wrong.
     """
     tf = tensorflow()
     variables = [variable for variable, filled in is_filled(session).items() if filled]
@@ -3549,7 +3549,7 @@ def check_variables(session: Any) -> None:
 
 @contextlib.contextmanager
 def new_session(device: str, options: Any = None) -> Iterator[Any]:
-    """A session over an empty graph, which what is done within fills, or closes by failing."""
+    """A session over an empty graph, which the block fills; it is closed if the block fails."""
     tf = tensorflow()
     session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     try:
@@ -3571,7 +3571,7 @@ def open_graph(
     with new_session(device) as session:
         try:
             meta_graph = tf.compat.v1.saved_model.load(session, list(tags), str(folder))
-        except RuntimeError:  # also where there is no such graph
+        except RuntimeError:  # perhaps no graph has these tags: find_graph says so more clearly
             find_graph(read_graphs(folder), tags)
             raise
         check_variables(session)
@@ -3594,7 +3594,7 @@ def read_graphs(folder: Path) -> list[Any]:
 def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
     """The MetaGraphDef with just these tags.
 
-    LoadError, naming those there are, if there is none.
+    Raises LoadError, naming the tags of the graphs there are, if there is none.
     """
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
@@ -3603,7 +3603,7 @@ def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
 
 
 def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
-    """Say which graphs a SavedModel has, and what to write into the config to have one of them."""
+    """Say which graphs a SavedModel has, and what to write into the config to load one of them."""
     if not there:
         return "the SavedModel has no graphs: it is empty or only half copied"
     sets = [json.dumps(sorted(these)) for these in there]
@@ -3637,7 +3637,7 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 def read_signature(definition: Any) -> Signature:
     """A SignatureDef as a `Signature`, its tensors sorted by name.
 
-    Sparse and composite ones have no `tensor`.
+    Sparse and composite tensors have an empty `tensor`.
     """
 
     def read(side: Mapping[str, Any]) -> dict[str, TensorSpec]:
@@ -3647,9 +3647,9 @@ def read_signature(definition: Any) -> Signature:
 
 
 def read_tensor_info(name: str, info: Any) -> TensorSpec:
-    """A TensorInfo; a dtype that TensorFlow has no name for is its number.
+    """A TensorInfo as a `TensorSpec`; a dtype that TensorFlow has no name for is its number.
 
-    TF1 tells of a variable by a reference to its value, which is what a session answers.
+    TF1 marks the dtype of a variable with _REF, which is removed: a session answers its value.
     """
     from tensorflow.core.framework import types_pb2  # there once TensorFlow is imported
 
@@ -3665,8 +3665,8 @@ def read_tensor_info(name: str, info: Any) -> TensorSpec:
 # A session over what the signatures use
 # --------------------------------------------------------------------------------------------------
 
-READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
-# other operations that have a state want more than a checkpoint
+READ_SUFFIX = "/Read/ReadVariableOp"  # of the node beside each variable by which freezing reads it
+# Other stateful operations need more than the values of a checkpoint.
 PLAIN_STATE = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}
 INIT_SIGNATURE = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
@@ -3675,13 +3675,13 @@ INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 def open_used(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any | None, dict[str, Any] | None]:
-    """A session over what the signatures use, its variables filled; and the SignatureDefs.
+    """Open a session over the nodes that the signatures use, with filled variables.
 
-    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that
-    save and restore, and fills variables that no signature uses, which then stay in memory. Keras
-    stores each twice. The session is None where it is not certain what each variable holds. The
-    SignatureDefs are None where TensorFlow's loader is to be tried next; not in files that hold
-    more variables than their checkpoint does, of which it may fill the wrong ones.
+    TensorFlow's session loader takes some three times as long: it also imports the functions that
+    save and restore, and keeps variables in memory that no signature uses (Keras stores each one
+    twice). Returns the session, or None if it is not certain what each variable holds; and the
+    SignatureDefs, or None if TensorFlow's session loader is to be tried next. It is not tried on a
+    graph with more variables than its checkpoint, where it may fill the wrong ones.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -3696,7 +3696,7 @@ def open_used(
         used = extract_used(graph, choose_sound(graph, folder))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
+    except Exception as error:  # TensorFlow's own loaders explain better what is wrong
         logger.debug("%s is loaded whole: %s", folder, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
@@ -3705,15 +3705,15 @@ def open_used(
 
 
 def choose_sound(graph: Any, folder: Path) -> list[str]:
-    """The signatures of a MetaGraphDef whose operations and functions are all there.
+    """The signatures of a MetaGraphDef whose operations and functions all exist.
 
-    One that is not whole would not let the others be loaded; the log says what it lacks.
+    An incomplete signature would keep the others from being loaded; the log says what it lacks.
     """
     sound = []
     for name in graph.signature_def:
         try:
             missing = find_missing(extract_used(graph, [name]))
-        except ValueError as error:  # tensors that are not there
+        except ValueError as error:  # a tensor is missing
             missing = clean_message(str(error))
         if missing:
             logger.warning("%s: signature %s is left out: %s", folder, name, missing)
@@ -3723,9 +3723,9 @@ def choose_sound(graph: Any, folder: Path) -> list[str]:
 
 
 def definition_of(operation: str) -> Any:
-    """How TensorFlow defines an operation: its attributes, whether it has a state.
+    """TensorFlow's definition of an operation: its attributes, whether it is stateful.
 
-    None for one that is not there. Nothing public tells.
+    None if there is no such operation. No public function tells.
     """
     from tensorflow.python.framework import op_def_registry
 
@@ -3733,7 +3733,7 @@ def definition_of(operation: str) -> Any:
 
 
 def find_missing(used: Any) -> str:
-    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    """Name an operation or function that a graph calls and that does not exist; "" if all do."""
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
@@ -3746,8 +3746,8 @@ def find_missing(used: Any) -> str:
 
 
 def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[str, Any]:
-    """The nodes of a GraphDef by name that some nodes or tensors need, those themselves among them;
-    with `placed` also those on whose device one is put. ValueError for what is not there.
+    """The nodes of a GraphDef, by name, that the named nodes or tensors need, themselves included;
+    with `placed` also nodes that these are colocated with. ValueError for a missing node.
     """
     nodes = {node.name: node for node in graph.node}
     waiting, used = [name.split(":")[0] for name in names], dict[str, Any]()
@@ -3766,10 +3766,10 @@ def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[
 
 
 def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
-    """The part of a GraphDef that some of its nodes need, as a GraphDef, with what is called as
-    one of them and ends so; ValueError for a node that is not there.
+    """The part of a GraphDef that the named nodes need, as a GraphDef, with the nodes whose names
+    are one of these and a suffix of `beside`; ValueError for a missing node.
 
-    TensorFlow's function of this name does the same, and warns that it will go.
+    TensorFlow's function of this name is deprecated, and warns of it.
     """
     used = find_needed(graph, names, placed=True)
     part = type(graph)(library=graph.library, versions=graph.versions)
@@ -3779,7 +3779,7 @@ def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
 
 
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
-    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
+    """The part of a MetaGraphDef's graph that signatures need, with the functions it calls."""
     infos = (
         info
         for name in signatures
@@ -3787,7 +3787,7 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
         for side in (signature.inputs, signature.outputs)
         for info in side.values()
     )
-    # sparse and composite tensors have none
+    # sparse and composite tensors have no name
     names = {info.name for info in infos if info.name}
     used = extract_sub_graph(graph.graph_def, names, READ_SUFFIX)
     functions = called_functions(used.node, used.library)
@@ -3800,9 +3800,9 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
 def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
     """The checkpoint's key for each variable of the used part.
 
-    None where one is not certain, or there is more to restore. A function lists the objects that it
-    is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint has
-    the key of each object (trackable_object_graph.proto): so `tf.saved_model.load` ties them.
+    None if a key is not certain, or if more than variables must be restored. A function lists the
+    objects that it is bound to (saved_object_graph.proto), which are its last inputs; the
+    checkpoint has the key of each (trackable_object_graph.proto), as for `tf.saved_model.load`.
     """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -3831,7 +3831,7 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
 
 
 def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] | None:
-    """The key for each variable that functions are bound to; None where two give it other ones."""
+    """The key of each variable that functions are bound to; None if two disagree about one."""
     handles = {node.name for node in used.node if node.op == "VarHandleOp"}
     keys: dict[str, str] = {}
     for node in used.node:
@@ -3847,7 +3847,7 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
 
 
 def checkpoint_key_of(node: Any) -> str:
-    """The checkpoint's key of an object, empty for one that is no variable."""
+    """The checkpoint's key of an object; empty if it is not a variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
 
@@ -3920,7 +3920,7 @@ def open_objects(
 ) -> Any:
     """Load a SavedModel's objects into a session's graph.
 
-    The SignatureDefs then name its tensors.
+    Changes `definitions`, which then name the tensors of that graph.
     """
     tf = tensorflow()
     with new_session(device) as session:
@@ -3935,7 +3935,7 @@ def open_objects(
 
 
 def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
-    """Call a loaded signature in the current graph; its SignatureDef names the tensors of that."""
+    """Call a loaded signature in the current graph; its SignatureDef then names the new tensors."""
     placeholder = tensorflow().compat.v1.placeholder
     inputs = {
         name: placeholder(spec.dtype, spec.shape)
@@ -3947,7 +3947,7 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
 
 
 def read_mapping(path: Path) -> dict[str, dict[str, str]]:
-    """The names for requests by the model's own, of `inputs` and `outputs`; none without a file."""
+    """For `inputs` and `outputs`: the model's own names -> those in requests. {} without a file."""
     if not path.is_file():
         return {}
     try:
@@ -3963,7 +3963,7 @@ def read_mapping(path: Path) -> dict[str, dict[str, str]]:
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Apply OpenVINO Model Server's mapping_config.json, and return it.
 
-    It has names for requests instead of the model's own. Raises LoadError where two are the same.
+    It maps the model's own names to those in requests. Raises LoadError if two become the same.
     """
     mapping = read_mapping(folder / "mapping_config.json")
     for definition in definitions.values():
@@ -3983,7 +3983,7 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
 # What a signature takes and answers
 # --------------------------------------------------------------------------------------------------
 
-# What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
+# The dtypes of arrays passed to and from TensorFlow; only Python callers have complex numbers.
 CARRIED = NUMPY_DTYPES | {
     "DT_COMPLEX64": np.dtype(np.complex64),
     "DT_COMPLEX128": np.dtype(np.complex128),
@@ -4024,7 +4024,7 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
 
 
 def is_carried(spec: TensorSpec) -> bool:
-    """Whether a tensor holds numbers or strings: a handle's bytes are of this process's memory."""
+    """Whether a tensor holds numbers or strings; a resource handle would expose our memory."""
     return spec.dtype in CARRIED
 
 
@@ -4040,7 +4040,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
             "or not in what can be loaded of it"
         ) from error
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
-    if dtype != spec.dtype:  # its bytes would be read as something else
+    if dtype != spec.dtype:  # its bytes would be read as another dtype
         stored = dtype.removeprefix("DT_").lower()
         raise LoadError(
             f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph"
@@ -4049,9 +4049,9 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
 
 
 def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
-    """A signature's input with the sizes that its placeholder has and it leaves open.
+    """A signature's input, with the sizes that it leaves open taken from its placeholder.
 
-    TensorFlow plans a graph with them: LoadError where the two contradict each other.
+    TensorFlow optimizes a graph for these sizes. LoadError if the two contradict each other.
     """
     if tensor.op.type not in ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"):
         return spec
@@ -4066,7 +4066,7 @@ def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     return dataclasses.replace(spec, shape=sizes)
 
 
-# Operations that hand the numbers of their first input on: cast, cut, placed or blended otherwise.
+# Operations that pass on the values of their first input: cast, sliced, reordered, interpolated.
 HANDED_ON = {
     *("Identity", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "EnsureShape"),
     *("Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StridedSlice", "Slice"),
@@ -4076,16 +4076,16 @@ HANDED_ON = {
 
 
 class Scope(typing.NamedTuple):
-    """Where a tensor's name holds: a graph, or a function as it is called from another scope."""
+    """The namespace of a tensor: a graph, or the body of a function that `caller` calls."""
 
     nodes: Mapping[str, Any]
-    arguments: Mapping[str, str] = types.MappingProxyType({})  # what the caller gives for them
+    arguments: Mapping[str, str] = types.MappingProxyType({})  # argument -> the caller's tensor
     caller: "Scope | None" = None
 
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
-    """A signature with what a GraphDef tells of it: what makes its outputs, and the kinds of
-    operations that it runs.
+    """A signature with what a GraphDef tells of it: how its outputs are made, the types of
+    operations that it may run, and an example that it can parse.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -4107,7 +4107,7 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
 
 
 KINDS_PARSED = {1: "float", 7: "bytes", 9: "int64"}  # DT_FLOAT, DT_STRING, DT_INT64
-MOST_PARSED = 1000  # values in an example that is made up
+MOST_PARSED = 1000  # values in a made-up example
 
 
 READ_PNG = {"DecodeImage", "DecodeJpeg", "DecodePng"}  # operations that take a PNG's bytes
@@ -4116,8 +4116,8 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 
 
 def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -> bytes:
-    """A serialized tf.train.Example with what a graph's nodes, and those of its functions, parse
-    from one; b"" where they parse none, or more than an example for people has.
+    """Make a serialized tf.train.Example with the features that a graph's nodes, and those of its
+    functions, parse; b"" if they parse none, or more than `MOST_PARSED` values.
     """
     text = b"1" if READ_PNG.isdisjoint(operations) else base64.b64decode(DOT)
     features: dict[str, tuple[str, list]] = {}
@@ -4132,12 +4132,12 @@ def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -
 def parsed_features(
     node: Any, nodes: Mapping[str, Any], text: bytes
 ) -> dict[str, tuple[str, list]]:
-    """The sparse and dense features that an operation parses, all one, or `text`; those of which
-    the keys are no constants are left out.
+    """The sparse and dense features that an operation parses: key -> (type, values), where the
+    values are all 1, or `text`. None of them if a key is not a constant.
     """
     attr = node.attr
     sparse, dense = (1, 1) if node.op.endswith("V2") else (attr["Nsparse"].i, attr["Ndense"].i)
-    # its inputs are the examples, their names, the keys of the sparse and of the dense features
+    # inputs of the operation: examples, their names, keys of sparse features, keys of dense ones
     makers = [nodes.get(name.split(":")[0]) for name in node.input[2 : 2 + sparse + dense]]
     if any(getattr(maker, "op", "") != "Const" for maker in makers):
         return {}
@@ -4175,10 +4175,10 @@ def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np
 
 
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """The type of the operation that a tensor's numbers come from, "" where it is not to be found.
+    """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
-    Looks through what hands numbers on, and into functions; what joins several tensors of one maker
-    is of that maker as well.
+    Looks through operations that pass values on, and into functions. Several joined tensors of one
+    maker count as made by it.
     """
     node, scope = find_node(tensor, scope, functions)
     return "" if node is None else name_maker(node, scope, functions)
@@ -4187,11 +4187,11 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
 def find_logits(
     signature: Signature, top: Scope, functions: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """Of each output that is a softmax or sigmoid of others, all of their numbers, those."""
+    """For each output that is the softmax or sigmoid of others, unsliced: the names of those."""
     whole = HANDED_ON - {"Slice", "StridedSlice"}
 
     def place(tensor: str, scope: Scope) -> tuple[str, ...]:
-        """What a tensor is called where it is made; functions by what they are given."""
+        """Identify where a tensor is made: its name and index, and the arguments of its callers."""
         tensor, scope = trace_tensor(tensor, scope, functions, whole)
         name, _, index = tensor.partition(":")
         names = [name, index or "0"]
@@ -4212,7 +4212,7 @@ def find_logits(
 
 
 def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
-    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
+    """The node that computes a tensor's values, or None if it is missing; and its scope."""
     tensor, scope = trace_tensor(tensor, scope, functions)
     return scope.nodes.get(tensor.partition(":")[0]), scope
 
@@ -4220,7 +4220,7 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
 def trace_tensor(
     tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
-    """The tensor as which a tensor's numbers are made, and its scope; "" for a loop."""
+    """The tensor as which the values of `tensor` are computed, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -4244,7 +4244,7 @@ def trace_tensor(
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
-    """The tensor within a function that a node which calls it answers, and the function's scope."""
+    """The tensor in a function's body behind output `place` of its call `node`, and its scope."""
     index = int(place.rpartition(":")[2] or 0)
     results = [argument.name for argument in function.signature.output_arg]
     named = place.partition(":")[0]
@@ -4255,16 +4255,16 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 
 
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """What a node is called that hands nothing on: its type, or that of all it joins.
+    """The maker that a node counts as: its type, or the maker of all tensors that it joins.
 
-    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
+    exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
         is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
         return makers.pop() if is_one_kind else node.op
-    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
         maker = find_maker(node.input[1], scope, functions)
         return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
@@ -4274,19 +4274,19 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     return node.op
 
 
-STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+STRIDES = {4, 8, 16, 32, 64, 128}  # input pixels per grid cell of a detector
 MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
-MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+MOST_CONSTANTS = 1 << 20  # numbers in a constant; a larger one is not read
 
 
 def find_scale(
     tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
 ) -> str:
-    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
-    (`input`), by the constants that make them; "" where these do not tell.
+    """Whether the boxes that an output starts with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), as the constants that they are computed with tell; "" if these do not.
 
-    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
-    sizes, or has multiplied with stride / size before.
+    `sizes` are the input's. YOLO's heads multiply by the strides of their cells; an export in 0..1
+    then divides by the input's sizes, or multiplies by stride / size instead.
     """
     node, scope = find_node(tensor, scope, functions)
     if node is None or step > MOST_STEPS:
@@ -4315,13 +4315,13 @@ def find_scale(
         factors = left
     else:
         return ""
-    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    is_small = np.abs(factors).max() <= 2  # such as 1/2 or 2, which do not change the scale
     further = follow(node.input[1 if right is None else 0]) if is_small else ""
     return scale_of_factors(factors, sizes) or further
 
 
 def read_constant(node: Any) -> np.ndarray | None:
-    """The numbers of a Const node, None of another one."""
+    """The numbers of a Const node as float64; None for other nodes, no numbers or too many."""
     if node is None or node.op != "Const":
         return None
     shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
@@ -4332,7 +4332,7 @@ def read_constant(node: Any) -> np.ndarray | None:
 
 
 def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
-    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    """The scale of constant boxes or cell centres; "" if unknown, as for a single row of biases."""
     if values is None or sum(size > 1 for size in values.shape) < 2:
         return ""
     values = np.nan_to_num(values)
@@ -4343,7 +4343,7 @@ def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
 
 
 def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
-    """What boxes are that come of a multiplication by these."""
+    """The scale of boxes that result from a multiplication by `factors`; "" if unknown."""
 
     def are_all(known: Iterable[float]) -> bool:
         near = np.array([*known, np.inf])
@@ -4369,9 +4369,9 @@ def is_constant(tensor: str, scope: Scope) -> bool:
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
-    """A SavedModel's signatures, with what its graph tells of them, from its file alone.
+    """Read a SavedModel's signatures, and what its graph tells of them, without loading it.
 
-    Raises what reading it raises.
+    Raises whatever reading its file raises.
     """
     tensorflow()
     graph = find_graph(read_graphs(folder), tags)
@@ -4379,7 +4379,7 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     rename_tensors(definitions, folder)
     signatures = {name: read_signature(one) for name, one in definitions.items()}
     for name in filter(lambda name: is_runnable(signatures[name]), signatures):
-        with contextlib.suppress(ValueError):  # tensors that are not there: it is left out later
+        with contextlib.suppress(ValueError):  # missing tensors: loading leaves the signature out
             signatures[name] = tell_makers(graph.graph_def, signatures[name])
     return signatures
 
@@ -4392,15 +4392,15 @@ def print_shape(shape: Sequence[int | None] | None) -> str:
 
 
 def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The array for an input; BadRequest for one of another dtype, rank or size than it takes.
+    """The array for an input; BadRequest if its dtype, rank or size is not what the input takes.
 
-    TensorFlow's kernels are not proof against them: a wrong rank can end the process.
+    TensorFlow's kernels do not check enough: a wrong rank can crash the process.
     """
     if spec.name not in inputs:
         raise BadRequest(f"Missing named input: {spec.name}")
     array = np.asarray(inputs[spec.name])
-    text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
-    if array.dtype != CARRIED[spec.dtype] and not text:
+    is_text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
+    if array.dtype != CARRIED[spec.dtype] and not is_text:
         raise misfit(spec, array.dtype.name)
     if spec.shape is not None and not matches(spec.shape, array.shape):
         raise misfit(spec, f"shape {list(array.shape)}")
@@ -4420,7 +4420,7 @@ def misfit(spec: TensorSpec, came: str) -> BadRequest:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """What TensorFlow answers as an array: scalars come bare."""
+    """Convert a value from TensorFlow to an array: it returns scalars bare."""
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 

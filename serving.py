@@ -4449,7 +4449,7 @@ def prepare_calls(
 ) -> OpenModel:
     """Find how each signature of a model is called, or why it cannot be.
 
-    Raises LoadError where none can be called: a model that answers nothing is not served.
+    Raises LoadError if none can be called: a model that answers nothing is not served.
     """
     signatures = {signature: read_signature(one) for signature, one in definitions.items()}
     refused: dict[str, str] = {}
@@ -4482,7 +4482,7 @@ def prepare_calls(
 def plan_calls(
     graph: Any, signatures: dict[str, Signature], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """What is fed and fetched for each signature; why not is put into `refused` by its name."""
+    """Plan the call of each signature; if it cannot be called, its name -> why in `refused`."""
     plans = {}
     for name, signature in signatures.items():
         try:
@@ -4494,27 +4494,27 @@ def plan_calls(
 
 
 def plan_call(graph: Any, signature: Signature) -> SignatureCall:
-    """What is fed and fetched for a signature: of its outputs, those that an array carries."""
+    """Plan what is fed and fetched for a signature: all inputs, the outputs that are carried."""
     feeds = [spec.tensor for spec in signature.inputs.values()]
     fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
-    copy = tensorflow().identity
+    identity = tensorflow().identity
     with graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [
-            copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
+            identity(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
             for tensor in fetched.values()
         ]
     return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
 def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
-    """A plan with what is known of it by the operations that it may run."""
+    """Add to a plan the operations that it may run, and what follows from them."""
     nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
 
 
-# Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
+# Operations that crash the process on an input of another rank than theirs (oneDNN's kernels).
 OF_ONE_RANK = {
     *("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropFilterV2"),
     *("Conv3DBackpropInputV2", "DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropFilter"),
@@ -4525,9 +4525,9 @@ OF_ONE_RANK = {
 def is_rank_known(
     signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
 ) -> bool:
-    """Whether requests of a wrong rank can be told, where one would end the process.
+    """Whether requests of a wrong rank can be refused, if they would crash the process.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`.
     """
     fixed = sorted(OF_ONE_RANK & plan.operations)
     for spec in signature.inputs.values():
@@ -4546,9 +4546,9 @@ PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 def is_python_here(
     graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
 ) -> bool:
-    """Whether this process has the Python functions that a signature calls, as who saved it did.
+    """Whether this process has the Python functions that a signature calls.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`. The process that saved the model has them.
     """
     if not PYTHON_CALLS & plan.operations:
         return True
@@ -4571,7 +4571,7 @@ def is_python_here(
 def is_registered(token: str) -> bool:
     """Whether this process has a Python function that graphs call by that name.
 
-    Loading registers none, so that what is not there then never will be. Nothing public tells.
+    Loading a model registers none, so a missing one stays missing. No public function tells.
     """
     from tensorflow.python.ops import script_ops
 
@@ -4580,14 +4580,14 @@ def is_registered(token: str) -> bool:
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Stand for the function of a call that is only planned."""
+    """Stand in for the function of a call that is only planned so far."""
     raise LoadError("the model is not loaded yet")
 
 
 def make_calls(
     session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
+    """Make calls of a session from plans; for those that TensorFlow refuses, why in `refused`."""
     calls = {}
     for name, plan in plans.items():
         try:
@@ -4600,7 +4600,7 @@ def make_calls(
 def report_refused(
     label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]
 ) -> None:
-    """Say in the log what of a model cannot be called; LoadError where nothing can."""
+    """Log the signatures of a model that cannot be called; LoadError if none can be."""
     told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
     if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
@@ -4623,10 +4623,10 @@ def report_refused(
 
 
 def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
-    """Signatures that are another one under a second name, by the name of that other.
+    """Signatures that duplicate another one: their name -> the name of that other.
 
-    Keras exports `serve` and `serving_default`: they call functions that are equal but for their
-    names, with the same variables.
+    Keras exports `serve` and `serving_default`: they call functions that differ in nothing but
+    their names, with the same variables.
     """
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
@@ -4641,7 +4641,7 @@ def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str
 def call_key(
     signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
 ) -> tuple | None:
-    """What two signatures have in common that are the same; None for one of no single function."""
+    """A key that is equal for duplicates; None for a signature that is not a single function."""
     callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
     call = nodes.get(callers.pop()) if len(callers) == 1 else None
     if call is None or call.attr["f"].func.name not in functions:
@@ -4678,9 +4678,9 @@ def call_key(
 # What a call leaves behind
 # --------------------------------------------------------------------------------------------------
 
-# Operations that TensorFlow says to have a state, and that are after a call what they were before:
-# variables that are read, tables that are asked, arrays that end with their call, and functions,
-# whose own operations are looked at. Any other one keeps something, or may.
+# Operations that TensorFlow marks as stateful, but that keep nothing of a call: they read variables
+# or tables, use arrays that end with the call, or call functions, whose operations are checked one
+# by one. Any other stateful operation keeps something, or may.
 HARMLESS = {
     *("VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather"),
     *("ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity"),
@@ -4692,14 +4692,15 @@ HARMLESS = {
     *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
     *("Assert", "GuaranteeConst"),
 }
-# Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
-# takes the next of a fixed series.
+# Without a seed, random numbers differ each time, whatever was drawn before; with a seed, a call
+# uses up numbers of a fixed series.
 RANDOM = {
     *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
     *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
     *("RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),
 }
-# What TensorFlow says to have no state: Python, files, calls that wait for each other.
+# Operations that TensorFlow marks as stateless, but that may keep something, or block: Python,
+# files, calls that wait for each other.
 HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
 )
@@ -4709,10 +4710,10 @@ ASSIGNS = {f"Assign{way}{what}" for way in ("", "Add", "Sub") for what in ("", "
 
 
 def tell_training(operations: Collection[str]) -> str:
-    """What it means that a signature assigns variables, and how to mend it; "" where it does not.
+    """A warning about a signature that assigns variables, with the remedy; "" if it does not.
 
-    Keras 3.15 exports what comes after a Resizing as in training: BatchNormalization then takes the
-    mean of the request's own pictures, and counts it in.
+    Keras 3.15 exports layers after a Resizing in training mode: BatchNormalization then uses the
+    mean of the request's own pictures, and updates its moving average with it.
     """
     if not ASSIGNS & set(operations):
         return ""
@@ -4732,10 +4733,10 @@ def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
 
 
 def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
-    """The same, the graph's own first, then those of each function."""
+    """The nodes of `used_nodes` in groups: the graph's own first, then those of each function."""
     used = find_needed(graph, fetches).values()
     functions = called_functions(used, graph.library)
-    names = {function.signature.name for function in functions}  # each may be an operation as well
+    names = {function.signature.name for function in functions}  # a call's operation may be one
     bodies = used, *(function.node_def for function in functions)
     return [[node for node in body if node.op not in names] for body in bodies]
 
@@ -4743,7 +4744,7 @@ def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
 def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
     """The FunctionDefs that nodes call, and those that TensorFlow may put in the place of one.
 
-    It has two of an LSTM, one of them cuDNN's, and tells by an attribute that they are alike.
+    An LSTM has two equivalent functions, one of them for cuDNN, which share an attribute's value.
     """
     functions = {function.signature.name: function for function in library.function}
     alike: dict[str, set[str]] = {}
@@ -4760,12 +4761,12 @@ def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
 
 
 def kin_of(function: Any) -> str:
-    """What a function implements, where others do as well."""
+    """The name of what a function implements, shared with its alternatives; "" if it has none."""
     return function.attr["api_implements"].s.decode() if "api_implements" in function.attr else ""
 
 
 def called_names(attributes: Mapping[str, Any]) -> set[str]:
-    """The names of functions in a node's attributes, alone, in lists, in attributes of theirs."""
+    """The names of functions in a node's attributes: single, in lists, and in their attributes."""
     names = set[str]()
     for value in attributes.values():
         for function in (value.func, *value.list.func):
@@ -4774,7 +4775,7 @@ def called_names(attributes: Mapping[str, Any]) -> set[str]:
 
 
 def leaves_behind(node: Any) -> bool:
-    """Whether an operation may keep something of a call: what is not known to be harmless."""
+    """Whether an operation may keep something of a call: true unless it is known to be harmless."""
     from tensorflow.core.framework import types_pb2
 
     if node.op in HARMLESS:
@@ -4790,7 +4791,7 @@ def leaves_behind(node: Any) -> bool:
 
 
 def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
-    """A model whose calls have been tried, where that leaves nothing behind."""
+    """Try the calls of a model that leave nothing behind; returns it with what that has told."""
 
     def attempt(name: str, call: SignatureCall) -> SignatureCall:
         return warm_up(call, model.signatures[name], f"{model.name}: signature {name}", config)
@@ -4801,21 +4802,21 @@ def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
 def warm_up(
     call: SignatureCall, signature: Signature, label: str, config: ModelConfig
 ) -> SignatureCall:
-    """Call a signature with made-up input where that leaves nothing behind.
+    """Call a signature with made-up input, unless that may leave something behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """
     if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
-    strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    counts = call.operations <= ELEMENTWISE
-    inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
+    texts = has_strings(signature)  # made-up ones are no valid pictures or examples: send 0 rows
+    elementwise = call.operations <= ELEMENTWISE
+    inputs = many_numbers(signature) if elementwise else sample_inputs(signature, 0 if texts else 1)
     try:
         call.run(*inputs)
-        known = counts or is_typical(signature)
+        known = elementwise or is_typical(signature)
         seconds = time_call(call.run, inputs) if known else float("inf")
-        steady = counts or known and is_steady(signature, call, seconds)
+        steady = elementwise or known and is_steady(signature, call, seconds)
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
@@ -4827,9 +4828,9 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
-    counts = call.operations <= ELEMENTWISE
+    elementwise = call.operations <= ELEMENTWISE
     for name, spec in signature.inputs.items():
-        if spec.shape is None and not counts:  # a wrong rank can end the process
+        if spec.shape is None and not elementwise:  # a wrong rank can crash the process
             return f"the rank of input '{name}' is not known"
     if has_strings(signature) and not all(
         spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
@@ -4840,14 +4841,14 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
-# What does the same to each number, whatever shape they come in: how many there are tells how long
-# it takes.
+# Operations that do the same to each number, in any shape: the count of numbers alone decides how
+# long they take.
 ELEMENTWISE = {
     *("Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp"),
     *("PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg"),
     *("Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast"),
 }
-# What makes of an input no more than its sizes tell, whatever its numbers are.
+# Operations whose time and output size follow from the input's sizes, whatever its values are.
 STEADY = ELEMENTWISE | {
     *("Abs", "ArgMax", "AvgPool", "BatchMatMulV2", "BiasAdd", "ConcatV2", "Conv2D"),
     *("DepthwiseConv2dNative", "Einsum", "Elu", "Equal", "Erf", "Exp", "ExpandDims", "Floor"),
@@ -4858,14 +4859,14 @@ STEADY = ELEMENTWISE | {
     *("SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sum", "Transpose", "Unpack"),
     *("_FusedConv2D", "_FusedMatMul"),
 }
-MANY = 8192  # as many numbers as some 16 KB of JSON hold
-SHORT_SECONDS = 0.0005  # of one row: what is less is short
-STEADY_SECONDS = 0.005  # the longest that many rows may take
-STEADY_BYTES = 1 << 20  # the most that they may be answered with
+MANY = 8192  # numbers in some 16 KB of JSON
+SHORT_SECONDS = 0.0005  # the longest that one row of a steady call may take
+STEADY_SECONDS = 0.005  # the longest that its many rows may take
+STEADY_BYTES = 1 << 20  # the largest answer to many rows
 
 
 def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool:
-    """Whether a request of up to MANY numbers is soon answered: tried with ever more rows.
+    """Whether a request of up to MANY numbers is answered fast, tried with ever more rows.
 
     `seconds` is the time of one row.
     """
@@ -4884,7 +4885,7 @@ def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool
 
 
 def many_numbers(signature: Signature) -> list[np.ndarray]:
-    """Made-up inputs as large as small requests get, in sizes that may be any."""
+    """Made-up inputs of about MANY numbers each, the most of a small request, if sizes are open."""
     samples = []
     for spec in signature.inputs.values():
         shape = [MANY] if spec.shape is None else [size or 1 for size in spec.shape]
@@ -4900,16 +4901,16 @@ def has_strings(signature: Signature) -> bool:
 
 
 def is_typical(signature: Signature) -> bool:
-    """Whether one made-up row takes as long as another: not of strings, nor as a picture of 1x1.
+    """Whether one made-up row takes as long as a real one: a string or a picture of 1x1 does not.
 
-    A scalar may say how much there is to do.
+    Nor is an input without rows typical: a scalar may say how much there is to do.
     """
     rows = all(spec.shape and None not in spec.shape[1:] for spec in signature.inputs.values())
     return rows and not has_strings(signature)
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
-    """Seconds of the quickest of up to 3 calls; of one that takes long, the first is enough."""
+    """Seconds of the fastest of up to 3 calls; a call that takes over 0.25 s is the last."""
     seconds = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -4923,7 +4924,7 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
-    Unknown sizes are 1, and what may have any number of dimensions has one.
+    Unknown sizes are 1, and an input of unknown rank has one dimension.
     """
     random = np.random.default_rng(0)
     samples = []
@@ -4944,9 +4945,9 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
 # --------------------------------------------------------------------------------------------------
 
 MOST_THREADS = 64  # of a model whose calls may take any time
-LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+LONG_SECONDS = 0.001  # from here on, a hand-over to another thread (30 us) is worth its time
 
-# What takes as long as its input, or somebody's code, wants.
+# Operations whose time depends on the input's values, on other calls or on user code.
 UNBOUNDED = {
     *(*PYTHON_CALLS, "While", "StatelessWhile", "NextIteration"),
     *("ReadFile", "WriteFile", "QueueDequeueV2"),
@@ -4954,43 +4955,43 @@ UNBOUNDED = {
 
 
 def may_take_long(call: SignatureCall) -> bool:
-    """Whether a call has threads of the model's own: a request leaves it at its deadline."""
+    """Whether a call needs the model's own threads, where a request leaves it at its deadline."""
     return not (call.bounded and call.seconds < LONG_SECONDS)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
-    """How many calls of a kind run at once: as many as cores of those that only compute.
+    """The number of threads for a call: as many as cores, if all it does is compute on the CPU.
 
     More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
-    prepared for each thread: on thirty threads it would be held thirty times.
+    prepared per thread: thirty threads would hold it thirty times.
     """
-    if call.kind == "batched":  # they wait for each other: as many as a config's `threads` may be
+    if call.kind == "batched":  # calls wait here for each other: as many as `threads` allows
         return 1000
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
     return usable_cores() if computes else MOST_THREADS
 
 
 class Workers:
-    """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
-    come first.
+    """A pool of up to `count` threads for the calls of one model, or for loads: threads start when
+    needed, jobs run first come, first served.
 
-    A request whose time is over is told so, and its call runs on. The threads end with `close`, or
-    when nobody holds this any more. Not concurrent.futures': a process that ends would wait for all
-    that still waits in it.
+    A request past its deadline gets an error, and its call runs on. The threads end with `close`,
+    or when nothing refers to the pool. Not a ThreadPoolExecutor: at its end, a process would wait
+    for all jobs that are queued in one.
     """
 
     def __init__(self, count: int, name: str):
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self.count, self.name = count, name
-        self.started = self.open = 0  # threads; jobs that are not done
+        self.started = self.open = 0  # threads started; jobs queued or running
         self._lock = threading.Lock()
-        self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+        self._after: Callable[[], Any] | None = None  # given to `close`: called after the last job
         weakref.finalize(self, self.jobs.put, None).atexit = False
 
     def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
 
-        ServingError at the deadline of `trace`; what waits then never runs.
+        Raises ServingError at the deadline of `trace`; if it still waits then, it never runs.
         """
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
@@ -5002,9 +5003,9 @@ class Workers:
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
     ) -> Future:
-        """Have a function run when a thread is free, unless it is not `wanted` then.
+        """Queue a function, to run when a thread is free, unless it is not `wanted` then.
 
-        ServingError after `close`, and where no thread can be had.
+        Raises ServingError after `close`, and if no thread at all can be started.
         """
         future: Future = Future()
         with self._lock:
@@ -5031,7 +5032,7 @@ class Workers:
                 future.set_result(function(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-        del future, function, arguments  # an error holds this frame: else they would wait for gc
+        del future, function, arguments  # an error's traceback holds this frame: break the cycle
         with self._lock:
             self.open -= 1
             after = None if self.open else self._after
@@ -5042,7 +5043,7 @@ class Workers:
             log_safely(logging.ERROR, "%s could not be ended", self.name, error=error)
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
-        """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
+        """End the threads after the queued jobs; the last job, or this if idle, calls `after`."""
         with self._lock:
             self._after, idle = after, not self.open
         self.jobs.put(None)
@@ -5051,20 +5052,20 @@ class Workers:
 
 
 def result_within(future: Future, seconds: float | None, text: str) -> Any:
-    """What a future brings; ServingError after so many seconds, and what waits then never runs."""
+    """A future's result; ServingError after `seconds`: if it still waits then, it never runs."""
     try:
         return future.result(seconds)
     except FutureTimeoutError:
-        if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
+        if future.done() and not future.cancelled():  # just now, or the function raised the error
             return future.result()
         future.cancel()
         raise ServingError(text, "DEADLINE_EXCEEDED") from None
 
 
 def do_jobs(jobs: queue.SimpleQueue) -> None:
-    """Do what comes, up to None, which is left for the other threads of these jobs.
+    """Run jobs until None comes, which is put back for the other threads.
 
-    While it waits it holds nothing: neither an answer, nor the `Workers`.
+    While waiting, it refers neither to an answer nor to the `Workers`, so that both can be freed.
     """
     while (job := jobs.get()) is not None:
         job()

@@ -1918,7 +1918,7 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 class TensorSpec:
     """A tensor of a signature: its key (`name`), its name in the graph (`tensor`), dtype, shape.
 
-    `dtype` is such as `DT_FLOAT`. `shape` has None for an unknown size, and is None if the rank is
+    `dtype` is spelled `DT_FLOAT`. `shape` has None for an unknown size, and is None if the rank is
     unknown. Of an output, `made_by` is the type of the operation that computes it; `scale` says
     whether the boxes that it starts with are in 0..1 (`unit`) or in pixels of the input (`input`);
     both are "" if unknown. `logits` names the outputs of which it is the softmax or sigmoid.
@@ -2986,7 +2986,7 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
-BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # .pb files of a SavedModel without graphs
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # .pb files that hold no graph
 
 
 def explain_folder(folder: Path) -> str:
@@ -3198,7 +3198,7 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     PREPARED_DEVICES.set()
 
 
-PREPARED_DEVICES = threading.Event()  # listing TensorFlow's devices earlier would fix the settings
+PREPARED_DEVICES = threading.Event()  # listing TensorFlow's devices ends the time to set them up
 
 
 def pick_device(target: str) -> str:

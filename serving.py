@@ -114,7 +114,7 @@ from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header, parse_options_
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
+if not typing.TYPE_CHECKING:  # type checkers see every name: extensions use more, via core.py
     __all__ = [
         "BadRequest",
         "Config",
@@ -131,7 +131,7 @@ if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through the
         "run",
     ]
 __version__ = "0.2.0"
-if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
+if __name__ == "__main__":  # run as a program: importing `serving` then yields this same module
     sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
@@ -146,7 +146,7 @@ class ServingError(Exception):
     """An error with a text for the client; `code` is the canonical status name TensorFlow uses."""
 
     code = "INTERNAL"
-    key_name = ""  # of the key that was not let in, for the log
+    key_name = ""  # name of the refused key, for the log
 
     def __init__(
         self,
@@ -179,13 +179,13 @@ class LoadError(ServingError):
     code = "UNKNOWN"
 
 
-MOST_OTHERS = 20  # errors of a config that are told beside the first
+MOST_OTHERS = 20  # errors of a config that are reported besides the first
 
 
 class ConfigError(ServingError):
     """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`).
 
-    `others` is what else is wrong with it, as far as it could be read.
+    `others` holds the further errors found in the same config.
     """
 
     code = "FAILED_PRECONDITION"
@@ -197,7 +197,7 @@ class ConfigError(ServingError):
         self.path = path
 
     def all(self) -> "list[ConfigError]":
-        """This and the others, as many as people read."""
+        """This error and at most `MOST_OTHERS` of the others."""
         return [self, *self.others[:MOST_OTHERS]]
 
 
@@ -220,13 +220,13 @@ HTTP_STATUS: dict[str, int] = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# By the numbers that TensorFlow's exceptions carry.
+# Indexed by the `error_code` of TensorFlow's exceptions.
 CODE_NAMES = ("OK", *HTTP_STATUS)
 
 
 def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
-    """An exception as one line for the client: its type and message,
-    without folders of this machine.
+    """Describe an exception to the client in one line: its type and its message,
+    without the folders of this machine.
     """
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
@@ -239,7 +239,7 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
         return f"{type(error).__name__}: {error.strerror}{name}"
     try:
         text = clean(str(error), folders)
-    except BaseException:  # a __str__ of the handler's own
+    except BaseException:  # the __str__ of a user's exception may fail
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -254,15 +254,15 @@ def spell(error: BaseException) -> str:
 
 
 def lacks_files(error: BaseException | None) -> bool:
-    """Whether the process has no file left to open, which passes by itself.
+    """Whether an error means that the process is out of file descriptors, which passes by itself.
 
-    Also in what it came of.
+    The errors that caused it are searched as well.
     """
     texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True
-        if any(text in spell(error) for text in texts):  # as TensorFlow tells it
+        if any(text in spell(error) for text in texts):  # TensorFlow reports it in its text only
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -272,8 +272,8 @@ PRINTED = "".join(map(chr, range(32, 127)))
 
 
 def printable(text: str) -> str:
-    """A text that a client has sent, for the log: as it is, or quoted as in a URL, so that it makes
-    no line of its own there and no terminal obeys it.
+    """Make a client's text safe for the log: percent-encode it if it holds unprintable characters,
+    so that it can neither forge a line nor control a terminal.
     """
     return text if text.isprintable() else quote(text, safe=PRINTED)
 
@@ -285,9 +285,9 @@ def log_safely(level: int, text: str, *arguments: Any, error: BaseException | No
 
 
 def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
-    """A thread that runs, and that no process waits for at its end.
+    """Start a daemon thread.
 
-    ServingError where none can be had: note it as there when this has returned.
+    Raises ServingError if the system has none to give: count the thread after this has returned.
     """
     thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
     try:
@@ -298,7 +298,7 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
 
 
 class Rarely:
-    """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
+    """Log a lack of file descriptors at most once a minute, any other error with its traceback."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.next = clock, 0.0
@@ -314,10 +314,10 @@ class Rarely:
 
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
-    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+    """Turn what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) into RuntimeError.
 
-    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
-    operator arrives in the main thread alone, where no function of somebody else's runs.
+    No `except Exception` would catch it, and the client would wait forever. The operator's Ctrl-C
+    is safe: it arrives in the main thread only, where no user code runs.
     """
     try:
         yield
@@ -328,12 +328,12 @@ def errors_only(who: str) -> Iterator[None]:
 
 
 def clean(text: str, folders: Iterable[str] = ()) -> str:
-    """One line of at most 500 characters, absolute paths cut down to their last part,
-    or to what comes after `folders`.
+    """Shorten a text to one line of at most 500 characters; an absolute path in it keeps its last
+    part only, or its part below one of `folders`.
     """
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
-    # in quotes it may hold spaces
+    # a quoted path may hold spaces
     text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
@@ -342,41 +342,41 @@ def clean(text: str, folders: Iterable[str] = ()) -> str:
 # ==================================================================================================
 # Extensions
 # In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs
-# in. Names that a type has further down stand in quotes: this section comes first, since all others
-# ask it.
+# in. This section comes first because all others use it; the types that they define are therefore
+# named in quotes.
 # ==================================================================================================
 
 
 def nothing(*arguments: Any) -> Any:
-    """Add nothing: what hooks do by default."""
+    """Return None: the default of hooks that may return one value."""
     return None
 
 
 def first(found: Iterable[Any]) -> Any:
-    """The first that is something, or None."""
+    """The first value that is not None, else None."""
     return next((value for value in found if value is not None), None)
 
 
 def none(*arguments: Any) -> Any:
-    """Name nothing."""
+    """Return no values: the default of hooks that return several."""
     return ()
 
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody
-    asks who is there.
+    """A capability that plugs in: what it adds, and where. By default each hook adds nothing, so
+    the core never asks which extensions there are.
 
         serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
 
-    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows
-    answers.
+    Extensions are asked in order; for `find`, `read` and `write` the first result that is not None
+    counts.
     """
 
     name: str
-    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
-    # `config.<key>`, None where the config has none; one that is declared below, such as
-    # "handlers" or "auth.keys[].quota", with None.
+    # Keys of config.json that it reads. A key of its own maps to its dataclass, and is then
+    # `config.<key>`, None if not given; a key that `Config` declares, such as "handlers" or
+    # "auth.keys[].quota", maps to None.
     sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
@@ -388,7 +388,7 @@ class Extension:
     envelopes: Mapping[str, "Envelope"] = field(default_factory=dict)
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
-    # open(server) -> what it keeps for a server, at `server.state[name]`.
+    # open(server) -> the extension's state for a server, kept at `server.state[name]`.
     open: Callable[["ModelServer"], Any] = nothing
     # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`;
     # swapped with the config; raises ConfigError.
@@ -397,12 +397,12 @@ class Extension:
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
     # unready(server) -> names of what is not ready.
     unready: Callable[["ModelServer"], Iterable[str]] = none
-    # identify(server, call, found) -> Caller: who calls a URL that a key is for, where this knows;
-    # raises ServingError for who may not. Asked before the config's keys.
+    # identify(server, call, found) -> the Caller of a protected URL, or None if unknown; raises
+    # ServingError if it may not call. Asked before the config's keys.
     identify: Callable[["ModelServer", "Call", "Found"], Any] = nothing
     # read(call, body) -> the value of a predict body that is no JSON, or None.
     read: Callable[["Call", bytes], Any] = nothing
-    # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
+    # write(call, answer) -> the Reply in a format other than JSON that the client accepts, or None.
     write: Callable[["Call", Mapping[str, Any]], Any] = nothing
     # wrap_load(server, load) -> load: around the loading of a version.
     wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
@@ -411,31 +411,31 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
-    # headers(server, call, reply) -> names and values: what an answer is sent with besides.
+    # headers(server, call, reply) -> additional headers of the answer, as (name, value).
     headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
     # collect(server) -> metric families of prometheus-client's, for /metrics.
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
-    # announce(server, address): prints, as soon as the server listens, where it is looked at.
+    # announce(server, address): prints the page's address as soon as the server listens.
     announce: Callable[["ModelServer", str], None] = nothing
-    # show_load(server): the first load runs, in a server of its own; returns when it is over.
+    # show_load(server): shows the first load's progress, in `run` only; returns when it is over.
     show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
     # is wrong, for `--check`.
     check: "Callable[[ModelServer], tuple[Sequence[Row], Sequence[str]]]" = lambda _: ((), ())
-    # end(server): its threads end; the server has stopped.
+    # end(server): called when the server has stopped, to end the extension's threads.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
     # the option's help.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
-    # Formatters of the log by `server.log_format`.
+    # Log formatters, by the value of `server.log_format`.
     formatters: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The folder that this file is in; where it is a link, also the one that it leads to.
+# The folder of this file; if the file is a symbolic link, also that of its target.
 FOLDERS = {
     os.path.realpath(os.path.dirname(os.path.abspath(__file__))),
     os.path.dirname(os.path.realpath(__file__)),
@@ -443,14 +443,14 @@ FOLDERS = {
 
 
 def sibling(name: str) -> Any:
-    """The module or package beside this file, imported as part of the package that this file is in.
+    """Import the module or package beside this file, as part of this file's package if it has one.
 
-    None where there is none: what has its name somewhere else on Python's path is another.
+    None if there is none: a module of the same name elsewhere on Python's path does not count.
     """
     full = f"{__package__}.{name}" if __package__ else name
     try:
         spec = importlib.util.find_spec(full)
-    except (ModuleNotFoundError, ValueError):  # hidden, or made by somebody, from no file
+    except (ModuleNotFoundError, ValueError):  # blocked, or a module made without a file
         return None
     if spec is None or spec.origin is None:
         return None
@@ -464,7 +464,8 @@ def sibling(name: str) -> Any:
 def installed() -> "tuple[Extension, ...]":
     """The extensions in serving_extensions/ beside this file; none where there is no such folder.
 
-    The one place that imports them. Raises ImportError for those of another version.
+    The only place that imports them. Raises ImportError if they are of another version, or made
+    for another module.
     """
     found = sibling("serving_extensions")
     if found is None:
@@ -483,7 +484,7 @@ def installed() -> "tuple[Extension, ...]":
 
 
 def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
-    """These; ValueError for a name that two have: what they keep for a server is found by it."""
+    """The extensions as a tuple; ValueError if two share a name, the key of their state."""
     extensions = tuple(extensions)
     for name, count in Counter(extension.name for extension in extensions).items():
         if count > 1:
@@ -492,7 +493,7 @@ def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
 
 
 class Missing:
-    """Stands for a file that is not there; who needs anything of it is told."""
+    """Stands in for a missing file: it is false, and its attributes raise NotFound for the file."""
 
     def __init__(self, file: str):
         self._file = file
@@ -511,7 +512,7 @@ else:
 
 
 class Home(typing.NamedTuple):
-    """A file beside this one, and what of it somebody may ask this one for."""
+    """An extension's file, and the config sections and commands that need it."""
 
     file: str
     sections: Sequence[str] = ()  # of a config
@@ -521,8 +522,8 @@ class Home(typing.NamedTuple):
         return f"this needs serving_extensions/{self.file} beside serving.py"
 
 
-# Who has some of the files is told which one is missing. Where all are, a test holds this equal to
-# what they declare.
+# Names the missing file to somebody who has copied only some. A test compares this list with what
+# the files declare.
 HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
@@ -539,7 +540,7 @@ HOMES = (
 
 
 def tell_missing(kind: str, name: str) -> str:
-    """Which file has a section or one of `commands`."""
+    """Say which file is missing for `name`, one of the `sections` or `commands` (`kind`)."""
     return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
@@ -558,7 +559,7 @@ def option(
     loads: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits. Of what `loads`, a change has a model loaded anew.
+    and its limits. A change of a field that `loads` makes the model load anew.
     """
     metadata = {
         "doc": doc,
@@ -574,12 +575,12 @@ def option(
     )
 
 
-NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
-NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
+NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
+NO_EFFECT = "OpenVINO only, no effect"  # marks fields that are accepted, and named in the log
 
 
 def without_effect(value: Any) -> list[str]:
-    """The fields given in a part of a config that mean nothing here."""
+    """The names of the fields that are set in a part of a config but have no effect here."""
     return [
         f.name
         for f in dataclasses.fields(value)
@@ -610,7 +611,7 @@ class VersionPolicy:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or nothing."""
+        """What is wrong with the policy; empty if nothing is."""
         given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
         return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
@@ -638,7 +639,7 @@ class Batching:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the sizes, or nothing."""
+        """What is wrong with the sizes; empty if nothing is."""
         sizes = self.allowed_batch_sizes
         if not sizes or list(sizes) == sorted(set(sizes)) and sizes[-1] == self.max_batch_size:
             return ""
@@ -650,7 +651,7 @@ class Batching:
     @property
     def sizes(self) -> list[int]:
         """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
-        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # it is up to 65536
+        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # at most 2**16
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
@@ -662,9 +663,9 @@ def read_devices(target: str) -> list[str]:
     """The devices that a `target_device` names, the first choice first: `GPU:0`, `CPU:0`.
 
     Every spelling of OpenVINO's is taken: AUTO, HETERO:GPU,CPU, MULTI:GPU.1,CPU, BATCH:CPU(4), in
-    any case. A device that TensorFlow has no name for stands as it was written.
+    any case. A device that TensorFlow has no name for is returned as it is written.
     """
-    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4): how many requests OpenVINO would join there
+    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4) is OpenVINO's batch size, not used here
     if plain.upper() in ("AUTO", "HETERO", "MULTI"):
         return ["GPU:0", "CPU:0"]
     kind, names = LIST_OF_DEVICES.fullmatch(plain).groups() if plain else ("", "")  # type: ignore
@@ -680,13 +681,13 @@ def read_devices(target: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. What contradicts itself here fails that model alone: `problem` says what."""
+    """One model. A contradiction in it fails this model alone: `problem` says which."""
 
     name: str = option(
         doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
     )
     base_path: str = option(
-        "",  # refused for this model alone
+        "",  # empty: `problem` refuses this model, not the whole config
         "folder of numbered version folders, or a SavedModel itself; relative to the config file",
         loads=True,
     )
@@ -737,7 +738,7 @@ class ModelConfig:
         "those whose graph keeps nothing of a call",
         loads=True,
     )
-    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
+    # OpenVINO Model Server's fields that have no meaning for a SavedModel: accepted, and named
     # once in the log.
     batch_size: int | str | None = option(None, NO_EFFECT)
     shape: str | dict[str, str] | None = option(None, NO_EFFECT)
@@ -760,7 +761,7 @@ class ModelConfig:
 
     @property
     def problem(self) -> str:
-        """Why this model cannot be served as it is written, field first; or nothing."""
+        """Why this model cannot be served, as `field: reason`; empty if it can be."""
         if not self.base_path:
             return "base_path: expected a folder, got ''"
         if re.match(r"[A-Za-z][\w+.-]*://", self.base_path):  # such as gs://
@@ -1000,7 +1001,7 @@ class Key:
 
     @property
     def expiry(self) -> datetime.datetime | None:
-        """When it ceases to be valid."""
+        """When the key expires; None if `expires` is not given or cannot be read."""
         try:
             moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
         except ValueError:
@@ -1036,7 +1037,7 @@ class Auth:
         digests = [key.sha256.lower() for key in self.keys]
         for kind, values in (("name", names), ("sha256", digests)):
             for index, value in enumerate(values):
-                if value in values[:index]:  # which is not shown: it may be the key itself
+                if value in values[:index]:  # the error hides the value: it may be the key itself
                     taken = values.index(value)
                     raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
         if "://" in (store := self.quota_store or ""):
@@ -1044,9 +1045,9 @@ class Auth:
 
 
 def check_redis(url: str) -> None:
-    """Raise ValueError for a URL that no Redis can have.
+    """Raise ValueError for a malformed Redis URL.
 
-    The text does not quote it: it may hold a password.
+    The error does not quote the URL, which may hold a password.
     """
     if not re.match("(redis|rediss|unix)://", url):
         raise ValueError(
@@ -1088,8 +1089,8 @@ class ImageConfig:
 
 
 def beside(folder: Path, path: str) -> str:
-    """A path of the config made absolute: it starts at `folder`; `~` is the home folder."""
-    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+    """Make a path of the config absolute: it starts at `folder`; `~` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # `~name` of an unknown user
         return str(folder / Path(path).expanduser())
     return str(folder / path)
 
@@ -1134,7 +1135,7 @@ class HandlerConfig:
             raise ValueError("function: needed where there is no project")
 
     def resolve(self, folder: Path) -> "HandlerConfig":
-        """The same with paths that start at `folder`, and a project's defaults."""
+        """Return a copy with absolute paths, which start at `folder`, and a project's defaults."""
         function, model_dir = self.function, self.model_dir and beside(folder, self.model_dir)
         if self.project is not None:
             project = Path(beside(folder, self.project))
@@ -1192,7 +1193,7 @@ class Node:
             and self.function is None
             and self.model_name is None
         ):
-            return  # as OpenVINO writes it: the pipeline cannot be, its config is none the worse
+            return  # OpenVINO's C++ node: its pipeline is refused later, the config stays valid
         wanted, other = (
             ("function", "model_name") if self.type == "custom" else ("model_name", "function")
         )
@@ -1311,7 +1312,7 @@ class ServerConfig:
         (),
         'origins whose pages may call, as browsers write them: ["https://site.example"], in small '
         'letters, without a path or the usual port; or ["*"] for all',
-        # file:// and null are of pages from files, capacitor://localhost and its like of apps
+        # null and file:// are the origins of pages opened from disk, capacitor://localhost of apps
         pattern=r"^(?!https://.*:443$|http://.*:80$)"
         r"(\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$",
     )
@@ -1350,7 +1351,7 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class Admin:
-    """Changing what is served over REST, by keys that are marked `admin`."""
+    """Options for changing what is served over REST, with keys that are marked `admin`."""
 
     upload: bool | str = option(
         False,
@@ -1404,24 +1405,23 @@ class Config:
         ]
 
     def is_pipeline(self, name: str) -> bool:
-        """Whether a name is a pipeline's; a model of the same name keeps it."""
+        """Whether `name` is a pipeline's; a model of the same name takes precedence."""
         return any(pipeline.name == name for pipeline in self.pipeline_config_list) and all(
             model.name != name for model in self.models
         )
 
     @property
     def default_deployment(self) -> list[str]:
-        """The id of the deployment that answers /predict: the one so marked, or the first.
-
-        Empty where there is none.
+        """The id of the deployment that answers /predict, as a list of one: the deployment marked
+        `default`, else the first. Empty if there is no deployment.
         """
         marked = [deployment.id for deployment in self.deployments if deployment.default]
         return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
 def check_names(config: "Config") -> None:
-    """Raise ValueError where names of deployments and handlers, or the keys for them,
-    contradict each other.
+    """Raise ValueError for repeated ids or paths, for two defaults, for a version of a pipeline,
+    and for keys to deployments that do not exist.
     """
     names = [deployment.id for deployment in config.deployments]
     paths = [handler.path for handler in config.handlers]
@@ -1440,7 +1440,7 @@ def check_names(config: "Config") -> None:
         )
     for index, key in enumerate(config.auth.keys):
         for place, name in enumerate(key.deployments or ()):
-            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+            if name not in (*names, *paths):  # the error hides the name: it may be the key itself
                 raise ValueError(
                     f"auth.keys[{index}].deployments[{place}]: "
                     "no deployment has that id, and no handler that path"
@@ -1448,8 +1448,8 @@ def check_names(config: "Config") -> None:
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
-    """The config with relative paths made absolute: they start at `folder`,
-    that of the config file, whose name is `stem`.
+    """Return the config with absolute paths: relative ones start at `folder`, the config file's.
+    `stem`, the file's name without its suffix, names the default quota store.
     """
 
     def resolved(deployment: Deployment) -> Deployment:
@@ -1509,10 +1509,10 @@ def json_kind(value: Any) -> str:
 
 
 def what_came(value: Any, path: str, kind: Any) -> str:
-    """Name a JSON value for an error at `path`, where a `kind` belongs.
+    """Name the JSON value that came at `path` in place of a `kind`, for an error.
 
-    It is not shown where it may be a key or a password: under `auth`, and in the place of an
-    object.
+    Only its type is named where the value may be a key or a password: under `auth`, or if it is a
+    string in place of an object.
     """
     if is_secret(path) or isinstance(value, str) and holds_objects(kind):
         return JSON_TYPES.get(type(value), type(value).__name__)
@@ -1520,7 +1520,7 @@ def what_came(value: Any, path: str, kind: Any) -> str:
 
 
 def holds_objects(kind: Any) -> bool:
-    """Whether a declared type is an object, or has some."""
+    """Whether a declared type is an object, or a list or union with objects in it."""
     kinds = (kind, *typing.get_args(kind))
     return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
@@ -1540,7 +1540,7 @@ def kind_name(kind: Any) -> str:
 
 
 def json_type_of(kind: Any) -> type:
-    """The Python type in which JSON brings a declared type: dict for a dataclass,
+    """The Python type that JSON parses to where a type is declared: dict for a dataclass,
     list for a tuple.
     """
     if dataclasses.is_dataclass(kind):
@@ -1549,8 +1549,8 @@ def json_type_of(kind: Any) -> type:
 
 
 def is_json(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a declared one; by exact type,
-    since a bool is an int in Python; an int is a float.
+    """Whether a JSON value fits a declared type. Types are compared exactly, since a bool is an
+    int in Python; an int fits where a float is declared.
     """
     return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
@@ -1591,12 +1591,12 @@ def parse(
 
 
 def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()) -> list[Any]:
-    """What each of the functions returns; the first of all errors, which has the others, where
-    something was `wrong` before or is found so.
+    """Call all functions and return their results. If any fails, or errors came before (`wrong`),
+    raise the first ConfigError with the rest as its `others`.
     """
     found, errors = [], list(wrong)
     for read in reads:
-        if len(errors) > MOST_OTHERS:  # requests come here too, of any size
+        if len(errors) > MOST_OTHERS:  # a bound, since requests of any size are parsed here too
             break
         try:
             found.append(read())
@@ -1609,15 +1609,15 @@ def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()
 
 
 def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    """Return a plain value that keeps its declared minimum and pattern."""
+    """Return a plain value after checking it against its minimum, maximum and pattern."""
     if isinstance(value, int | float):
         if limits.get("minimum") is not None and not value >= limits["minimum"]:
             raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
         if limits.get("maximum") is not None and not value <= limits["maximum"]:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
-    refuse_half(value, path)  # of requests, which are read otherwise than a config
+    refuse_half(value, path)  # for requests: `refuse_twice` has checked a config already
     if limits.get("pattern") and isinstance(value, str):
-        # JSON Schema's `$` is the end; Python's is also before a line feed there
+        # JSON Schema's `$` matches at the end only; Python's also before a final line feed
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
             came = f"{len(value)} other characters" if is_secret(path) else repr(value)
@@ -1640,7 +1640,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
         for name, f in fields.items()
-        if f.default is f.default_factory  # both missing: it has no default
+        if f.default is f.default_factory  # both are MISSING: the field has no default
         and name not in (*value, *meant.values())
     ]
     known = [key for key in value if key in fields]
@@ -1665,24 +1665,24 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Which name may be meant; or all of them."""
+    """Suggest the known name that is closest to `name`, else list them all."""
     close = similar_key(name, known)
     return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
 
 
 def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
-    """The error for a key that an object does not have, and the one that may be meant, if any."""
+    """The error for an unknown key: it suggests the name `meant`, or lists all `fields`."""
     expected = f"expected one of: {', '.join(fields) or 'nothing'}"
     hint = f"did you mean '{meant}'?" if meant else expected
-    hidden = is_secret(path)  # it may be a password where a name of a field belongs
+    hidden = is_secret(path)  # the key may be a password in the place of a field's name
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
 
 class Repeated(dict):
-    """An object with equal keys: the last of each; `first` has the first of each."""
+    """An object that repeats keys: it has the last value of each key, `first` has the first."""
 
     first: dict[str, Any]
-    twice: str  # one of those keys
+    twice: str  # one of the repeated keys
 
 
 def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1696,10 +1696,10 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(value: Any, path: str) -> None:
-    """Raise ConfigError for a key that stands twice in one object, with the object's place, and
-    for half of a surrogate pair.
+    """Raise ConfigError for an object that repeats a key, with the object's path, and for half of
+    a surrogate pair.
 
-    Under `auth` it is named where it is the name of an option, else it may be a password.
+    Under `auth` the error names only keys that are options: another one may be a password.
     """
     if isinstance(value, Repeated):
         options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
@@ -1717,17 +1717,17 @@ def refuse_twice(value: Any, path: str) -> None:
 
 
 def refuse_half(text: Any, path: str) -> None:
-    """Raise ConfigError for a string that no UTF-8 can hold, a value's or an object's key."""
+    """Raise ConfigError for a value or an object's key that UTF-8 cannot encode."""
     if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
-        where = "$.auth" if is_secret(path) else path  # a key in it may be a password
+        where = "$.auth" if is_secret(path) else path  # a key in the path may be a password
         raise ConfigError(where, "expected text, got half of a surrogate pair")
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
 PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
-# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
-# they have a meaning here, and logging_config, which is read over: name -> number, type, whether
-# there may be several.
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), with the
+# fields that have a meaning here, and logging_config, which is ignored: field name -> number, type,
+# whether it is repeated.
 PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
     "ModelConfigList": {"config": (1, "ModelConfig", True)},
@@ -1779,7 +1779,7 @@ def protobuf_config() -> Any:
 
 
 def read_protobuf_config(text: bytes) -> dict[str, Any]:
-    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    """Convert TensorFlow Serving's --model_config_file to a config. Raises ConfigError."""
     from google.protobuf import json_format, text_format
 
     try:
@@ -1791,7 +1791,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
     for item in items:
         for name in ("model_platform", "logging_config"):
             item.pop(name, None)
-        labels = item.pop("version_labels", ())  # what is missing is 0, or empty, as in protobuf
+        labels = item.pop("version_labels", ())  # protobuf leaves out fields that are 0 or empty
         item["version_labels"] = {one.get("key", ""): int(one.get("value", 0)) for one in labels}
         policy = item.pop("model_version_policy", {})
         if policy:  # an empty one is the default
@@ -1799,7 +1799,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
         if "specific" in policy:
             versions = policy["specific"].get("versions", [])
             policy["specific"] = {"versions": [int(number) for number in versions]}
-        if policy.get("latest", {}).get("num_versions") == 0:  # which is 1 there
+        if policy.get("latest", {}).get("num_versions") == 0:  # TensorFlow Serving takes 0 as 1
             policy["latest"] = {}
     return {"model_config_list": [{"config": item} for item in items]}
 
@@ -1835,7 +1835,7 @@ def read_config(text: bytes) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    if path.is_fifo():  # reading one waits for a writer, at every reload again
+    if path.is_fifo():  # reading a named pipe blocks until somebody writes, at every reload
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.read_bytes()
 
@@ -1848,7 +1848,7 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
-    """The config with the sections of extensions, each None where it is not given."""
+    """The `Config` class with the extensions' sections added as fields, None if not given."""
     sections = [
         (name, kind | None, option(None, f"of the extension {extension.name}"))
         for extension in extensions
@@ -1868,7 +1868,7 @@ def load_config(
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
     Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
-    that of `config_kind`, where extensions have sections of their own.
+    the class that `config_kind` makes, if extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
     if isinstance(source, kind):
@@ -1916,12 +1916,12 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
+    """A tensor of a signature: its key (`name`), its name in the graph (`tensor`), dtype, shape.
 
-    `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
-    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows. `logits` are the
-    outputs that a softmax or sigmoid makes it from.
+    `dtype` is spelled `DT_FLOAT`. `shape` has None for an unknown size, and is None if the rank is
+    unknown. Of an output, `made_by` is the type of the operation that computes it; `scale` says
+    whether the boxes that it starts with are in 0..1 (`unit`) or in pixels of the input (`input`);
+    both are "" if unknown. `logits` names the outputs of which it is the softmax or sigmoid.
     """
 
     name: str
@@ -1942,15 +1942,15 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # The kinds of operations that it may run, where they are known.
+    # Types of the operations that it may run; empty if unknown.
     operations: Collection[str] = ()
-    example: bytes = b""  # made up: the tf.train.Example that it parses, where it parses one
+    example: bytes = b""  # a made-up tf.train.Example with the features it parses, if it parses any
 
 
 class UnpackedBytes:
-    """What all bodies together have unpacked to, in bytes, while their requests live.
+    """Counts the bytes that the bodies of all running requests have unpacked to.
 
-    `limit()` is how much that may be, asked each time. Counted under a lock.
+    `limit()` is the most that they may be, and is called each time. Counted under a lock.
     """
 
     def __init__(self, limit: Callable[[], int]):
@@ -1970,7 +1970,7 @@ class UnpackedBytes:
 
 
 class Allowance:
-    """What one request's body may unpack to: taken before it is, free when it is answered."""
+    """The bytes that one request's body may unpack to: taken before unpacking, freed by `close`."""
 
     def __init__(self, all_bodies: UnpackedBytes, most: int):
         self._all, self.most, self.held = all_bodies, most, 0
@@ -1997,7 +1997,7 @@ class Allowance:
             self._all.add(-held)
 
 
-UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
+UNPACKED_PIECE = 1 << 20  # bytes that are unpacked in one step
 
 
 def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> bytes:
@@ -2025,7 +2025,7 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
 
 
 def inflate(data: bytes) -> Iterator[bytes]:
-    """The pieces of what is deflated, with zlib's head or, as some clients send it, without."""
+    """Unpack deflated data, in pieces, with a zlib header or, as some clients send it, without."""
     unpacker, packed = zlib.decompressobj(15 if data[:1] and data[0] & 15 == 8 else -15), b""
     for start in range(0, len(data), UNPACKED_PIECE):
         packed = data[start : start + UNPACKED_PIECE]
@@ -2042,8 +2042,8 @@ def is_plain_json(body: bytes) -> bool:
     return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
-# a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs
-# 60
+# 64 pictures of 224x224 pixels have 3.2 million lists. An empty list, 3 bytes of text, takes 60
+# bytes of memory.
 MAX_LISTS = 4_000_000
 
 
@@ -2057,7 +2057,7 @@ def parse_json(body: bytes) -> Any:
         )
     try:
         value = orjson.loads(body)
-    except ValueError:  # what is wrong, or RapidJSON's alone
+    except ValueError:  # wrong, or valid in RapidJSON's dialect only
         return parse_dialect(body)
     return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
@@ -2066,7 +2066,7 @@ ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
 def may_repeat_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    """Whether a key at the top or in `inputs` may repeat: orjson keeps the last, not the first."""
     if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
@@ -2077,14 +2077,14 @@ def may_repeat_a_key(body: bytes, value: Any) -> bool:
 
 
 JSON_SPACE = " \t\r\n"
-# Strings and words. A string without an end goes to the end of the text: looked for again from each
-# quote in it, it would take the square of its length.
+# Strings and words. An unterminated string matches up to the end of the text: a search from each
+# later quote would take quadratic time.
 JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|-?\w[\w.+-]*', re.DOTALL)
-JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
-JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's -> Python's
+JSON_ESCAPE = re.compile(  # group 1: half of a surrogate pair
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
 )
-# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
+# Start of a message of Python's parser -> RapidJSON's text for it; the default is "Invalid value."
 JSON_PROBLEMS = {
     "Expecting property name": "Missing a name for object member.",
     "Illegal trailing comma before end of object": "Missing a name for object member.",
@@ -2103,7 +2103,7 @@ def read_float(number: str) -> float:
 
 
 def read_integer(number: str) -> int | float:
-    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    """Read an integer; one that does not fit into 64 bits becomes a float, as in RapidJSON."""
     if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
         return int(number)
     return read_float(number)
@@ -2117,8 +2117,8 @@ JSON_DECODER = json.JSONDecoder(
 def parse_dialect(body: bytes) -> Any:
     """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
 
-    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
-    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    NaN and Inf are numbers, and text after the value is ignored. Bytes that are not UTF-8 become
+    surrogate escapes. The first of repeated keys wins, at the top and in `inputs`.
     """
     if not body:
         raise BadRequest("JSON Parse error: The document is empty")
@@ -2143,7 +2143,7 @@ def decode_json(text: str) -> tuple[Any, int]:
     """The first value of a text, and where it ends; raises BadRequest."""
     try:
         value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
-        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # it has stopped within a number
             raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
         return value, end
     except json.JSONDecodeError as error:
@@ -2155,7 +2155,7 @@ def decode_json(text: str) -> tuple[Any, int]:
 
 
 def find_token(text: str, wanted: Callable[[str], bool]) -> int:
-    """Where the first string or number that is wanted begins; the text's length without one."""
+    """The offset of the first string or word that is `wanted`; the text's length if none is."""
     tokens = JSON_TOKEN.finditer(text)
     return next((token.start() for token in tokens if wanted(token[0])), len(text))
 
@@ -2170,14 +2170,14 @@ def explain_json(text: str, error: json.JSONDecodeError) -> str:
     if not before.strip(JSON_SPACE) and not mark:
         return "The document is empty."
     if not error.msg.startswith("Expecting ','"):
-        known = (text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start))
+        known = (theirs for start, theirs in JSON_PROBLEMS.items() if error.msg.startswith(start))
         return next(known, "Invalid value.")
     if before[-1].isdigit() and mark in (".", "e", "E"):
         return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
     try:
         JSON_DECODER.decode(before + "}")
     except json.JSONDecodeError as again:
-        if again.pos == error.pos:  # a brace does not belong there
+        if again.pos == error.pos:  # not even a brace may stand here: it is within an array
             return "Missing a comma or ']' after an array element."
     return "Missing a comma or '}' after an object member."
 
@@ -2209,15 +2209,15 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
+MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on string tensors of rank 33 and more
 
 
 def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
-    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever
-    shape it has.
+    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype. Its shape is not
+    checked here.
 
-    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON
-    spelling.
+    Raises BadRequest with TensorFlow Serving's text; ServingError UNIMPLEMENTED for a dtype that
+    JSON cannot spell.
     """
     array = (
         quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
@@ -2236,8 +2236,8 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of Python's as one that JSON has, or an array: tuples and ranges as lists, what makes
-    an array of itself, such as a tensor or a frame of pandas, as that.
+    """Convert a Python value to one that JSON has, or to an array: tuples and ranges to lists, what
+    has `__array__`, such as a tensor or a pandas frame, to an array. Others are returned as given.
     """
     if isinstance(value, tuple | range):
         return list(value)
@@ -2249,7 +2249,7 @@ def plain_value(value: Any) -> Any:
 def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
     """Read nested lists of numbers, or of arrays, level by level in C.
 
-    None where only the exact path can tell what it is.
+    None if the exact path must decide: it has all rules and error texts.
     """
     if dtype is None or dtype.kind == "O":
         return None
@@ -2269,7 +2269,7 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if kinds <= {int, float}:
             code = "Q" if dtype == np.uint64 else "q"
             if float in kinds or dtype.kind in "fV":
-                # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                # straight to float32: larger numbers become infinity, as in TensorFlow Serving
                 code = dtype.char if dtype.char in "fd" else "d"
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
@@ -2289,7 +2289,7 @@ def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     if numbers.dtype == dtype or numbers.size == 0 and numbers.dtype.kind != "O":
         return numbers.astype(dtype, copy=False)
     if dtype.kind in "fV" and numbers.dtype.kind in "iuf":  # V: bfloat16
-        with np.errstate(over="ignore"):  # beyond float32 is infinity, as in TensorFlow Serving
+        with np.errstate(over="ignore"):  # too large is infinity, as in TensorFlow Serving
             return numbers.astype(np.float64, copy=False).astype(dtype)
     if dtype.kind in "iu" and numbers.dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -2338,17 +2338,18 @@ def decode_leaf(
 
 
 def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Read an array as exact_tensor reads lists.
+    """Read an array that quick_cast refused, by the rules of exact_tensor.
 
-    Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
+    An array of numbers is then wrong: only its first wrong one is made a Python object, to be
+    named in the error.
     """
     dtype = NUMPY_DTYPES.get(spec.dtype)
-    if dtype is not None and not array.size:  # lists would lose the sizes behind a 0
+    if dtype is not None and not array.size:  # nested lists cannot hold the sizes after a 0
         return np.empty(array.shape, dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0
-    if array.dtype.kind in "iu" and dtype.kind in "iu":  # the first that is beyond the range
+    if array.dtype.kind in "iu" and dtype.kind in "iu":  # find the first that is out of range
         limits, flat = np.iinfo(dtype), array.reshape(-1)
         index = int(((flat < limits.min) | (flat > limits.max)).argmax())
     return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
@@ -2386,8 +2387,8 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
         return float(leaf)
     if dtype.kind in "iu" and kind is int:
         limits = np.iinfo(dtype)
-        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger
-        # ones are refused by type.
+        # TensorFlow Serving reads any int32 for the types below 32 bits, and wraps it: here it is
+        # out of range. Larger numbers have the wrong type, as there.
         readable = np.iinfo(np.int32) if dtype.itemsize <= 2 else limits
         if limits.min <= leaf <= limits.max:
             return leaf
@@ -2407,9 +2408,9 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
 
 def encode_text(text: str) -> bytes:
-    """A string's UTF-8, or the bytes it was read from.
+    """Encode a string as UTF-8; surrogate escapes become the bytes that they were read from.
 
-    BadRequest for half of a surrogate pair (from Python).
+    BadRequest for half of a surrogate pair, which only callers from Python can pass.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -2422,9 +2423,9 @@ def is_base64(value: Any) -> bool:
 
 
 def holds_bytes(value: Any) -> bool:
-    """Whether a predict body's value may hold bytes, of pictures.
+    """Whether a predict body's value may hold bytes, such as pictures.
 
-    Looks at first items alone, so that numbers pass at once.
+    Only the first item of each list is looked at, so that large arrays of numbers cost nothing.
     """
     waiting = [value]
     while waiting:
@@ -2467,8 +2468,8 @@ STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x2
 
 
 def encode_string(value: bytes) -> bytes:
-    """Bytes as a JSON string, all but quotes, backslashes and control characters
-    as they are (also if not UTF-8).
+    """Write bytes as a JSON string: only quotes, backslashes and control characters are escaped,
+    so that bytes which are not UTF-8 are kept.
     """
     return (
         b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
@@ -2508,7 +2509,7 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each array and scalar with its non-finite values as tokens."""
+    """Like encode_odd, but write arrays and scalars with NaN and infinities as JSON tokens."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
@@ -2523,47 +2524,47 @@ def encode_json(value: Any) -> bytes:
     Floats are the shortest text that reads back to the same value in their dtype.
     """
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    # it may stand for a NaN
+    # a null may stand for a NaN
     return orjson.dumps(value, default=spell_floats) if b"null" in text else text
 
 
 # --- large arrays -------------------------------------------------------------------------------
 #
-# Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
-# strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
-# texts: None says so.
+# Read into NumPy without a Python object for each number. For anything unusual (ragged lists, null,
+# strings among numbers, escapes, pictures, NaN) these functions return None: the plain path, which
+# has all rules and error texts, then reads the body.
 
-LARGE = 512  # bytes of an array's text; below, the plain path is as fast
-MOST_STRINGS = 512  # of a body, keys among them
-# what a skeleton leaves out; simdjson says whether numbers stand in the right places
+LARGE = 512  # bytes of an array's text; for less, the plain path is as fast
+MOST_STRINGS = 512  # strings in a body, keys included
+# Removing these leaves an array's brackets and commas; simdjson checks the numbers themselves.
 NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
-TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN = secrets.token_hex(16)  # starts the string in place of an array; no client can guess it
 TOKEN_BYTES = TOKEN.encode()
 
-KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
-parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
+KEPT_BYTES = 8 << 20  # of the longest text whose parser is kept: it holds several times as much
+parsers: list[Any] = []  # idle ones, for reuse: as many as were ever in use at once
 
 
 def read_large_json(body: bytes) -> Any | None:
     """The JSON value of a body, its large arrays as int64, uint64 or float64.
 
-    None where the plain path must read it.
+    None if the plain path must read it.
     """
     if b"\\" in body:
         return None
     rest, arrays, start = list[bytes](), list[np.ndarray](), 0
-    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+    for _ in range(MOST_STRINGS):  # a step: brackets and numbers up to a string, then the string
         quote = body.find(b'"', start)
         end = quote if quote >= 0 else len(body)
         if end - start < LARGE:
             rest.append(body[start:end])
         else:
             first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
-            # behind a row's brace are others' brackets
+            # brackets after the brace that ends a row belong to other rows
             last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1
             array = read_array(body[first:last]) if first >= 0 else None
             if array is None or body[last:end].lstrip().startswith(b":"):
-                # a list is no key, its token would be one
+                # a list cannot be a key, but its token could
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
@@ -2586,7 +2587,7 @@ def read_large_json(body: bytes) -> Any | None:
 
 
 def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
-    """The lists and objects of a body, whose arrays are no longer in its text."""
+    """Count the lists and objects of a body: those in its remaining text and in its arrays."""
     return (
         text.count(b"[")
         + text.count(b"{")
@@ -2595,7 +2596,7 @@ def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
 
 
 def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
-    """The value with the arrays in the places of their tokens."""
+    """Return the value with each token replaced by its array."""
     if isinstance(value, str):
         return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
     if isinstance(value, dict):
@@ -2604,9 +2605,9 @@ def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def read_array(text: bytes) -> np.ndarray | None:
-    """The array that nested JSON lists of numbers spell.
+    """Read nested JSON lists of numbers as an array.
 
-    None unless they are rectangular, full and of 64-bit numbers.
+    None unless they are rectangular, not empty, and of numbers that fit into 64 bits.
     """
     rank = rank_of_row(text)
     shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
@@ -2622,10 +2623,10 @@ def read_array(text: bytes) -> np.ndarray | None:
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return None
     finally:
-        lists = None  # the parser is free again when nothing holds what it has parsed
+        lists = None  # a parser can be used again only when nothing refers to its result
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    # a row without numbers has the skeleton of a row of one
+    # without numbers, [] and [1] are the same skeleton
     fits = flat.size == math.prod(shape) if not rank else flat.size
     return flat.reshape(shape) if fits else None
 
@@ -2643,9 +2644,9 @@ def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
 
 
 def rank_of_row(text: bytes) -> int:
-    """How many lists are around one row of numbers, [[1, 2]] has 2.
+    """The rank of lists that hold a single row of numbers: [[1, 2]] has 2.
 
-    0 where there are more rows, or it takes a closer look.
+    0 if there are more rows, or if shape_of must find out.
     """
     opened, closed = text.rfind(b"[") + 1, text.find(b"]")
     if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
@@ -2656,8 +2657,8 @@ def rank_of_row(text: bytes) -> int:
 def shape_of(skeleton: bytes) -> list[int] | None:
     """The shape of nested lists from their brackets and commas alone; None when rows differ.
 
-    From the inside out: lists of one level follow each other with a comma between, up to the first
-    that has a bracket behind it instead, and at last the whole must be nothing but repetitions.
+    Works from the innermost list out: at each level it counts equal lists separated by commas, up
+    to the first with a bracket after it. In the end, the skeleton must equal what was counted.
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
@@ -2666,7 +2667,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit = skeleton[rank - 1 : unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        # the first of these lists, and each that follows
+        # the character after each list of this level
         behind = skeleton[rank - level + len(unit) :: len(unit) + 1]
         count = behind.find(b"]") + 1
         if not count:
@@ -2682,22 +2683,22 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
-PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
-NO_TIME = float("nan")  # of a part that a request has not had
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # parts of a request's time
+NO_TIME = float("nan")  # the time of a phase that a request does not have
 
 
 class Turn:
-    """A request's place in a server's queue, which knows by it how fast its lines move."""
+    """A request's place in a server's queue, which measures by it how fast its lines move."""
 
     def __init__(self, queued: float | None = None):
-        self.queued = queued  # of time.perf_counter: when its last byte had come
-        self.waited = False  # for a model to load, with a thread
-        # what is left to do once its answer is sent; None where nobody tells when that is
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.waited = False  # whether it held a thread while its model was loading
+        # a list for work to do once its answer is sent; None if that moment is not known
         self.later: list[Callable[[], None]] | None = None
 
     def defer(self, do: Callable[[], None]) -> None:
-        """Do something of no concern to the client: once the answer is sent, if that is known."""
-        later, self.later = self.later, None  # which holds it: no circle for Python to collect
+        """Do something that the client need not wait for: after its answer, if possible."""
+        later, self.later = self.later, None  # `do` may refer to this: break the reference cycle
         if later is None:
             do()
         else:
@@ -2705,36 +2706,36 @@ class Turn:
 
 
 def stays() -> bool:
-    """Nobody knows that a client has left."""
+    """Say that the client has not left: the default where nobody can tell."""
     return False
 
 
 class Trace:
-    """What becomes known of a request on its way: for metrics and the log.
+    """What is recorded about a request while it is answered, for metrics and the log.
 
-    It travels with the request, an argument of all that is called for it.
+    It is passed as an argument to all functions that work on the request.
     """
 
     deadline = math.inf  # of time.perf_counter()
     began = ended = inference = routines = answered = 0.0
     rows = batch = 0
     model = version = deployment = ""
-    waited = False  # for a model to load
-    infers = by_page = False  # it asks a model or handler; the page asks
-    spent: tuple[float, ...] = ()  # what `measure` has found
+    waited = False  # whether it had to wait for a model to load
+    infers = by_page = False  # whether it calls a model or handler; whether the page sends it
+    spent: tuple[float, ...] = ()  # the final result of `measure`
     nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
     parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
     scheme = "http"  # of its URL
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
-        self.queued = queued  # when its last byte had come
-        self.has_left = has_left  # whether its client has
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.has_left = has_left  # tells whether its client has left
 
     def limit(self, seconds: float, wish: str | None) -> None:
-        """Set the deadline, `wish` being what the client asks for.
+        """Set the deadline: after `seconds`, or sooner if `wish`, the client's header, asks for it.
 
-        Raises BadRequest for a wrong one, ServingError when it is past.
+        Raises BadRequest for a malformed wish, ServingError if the deadline has passed.
         """
         if wish is not None:
             if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
@@ -2759,9 +2760,8 @@ class Trace:
     def measure(self, now: float) -> tuple[float, ...]:
         """Seconds in each of `PHASES` until `now`, of time.perf_counter().
 
-        NaN for a part that there was not: no queue where another server has the requests wait,
-        nothing but the queue without inference. They add up to no more than has passed since the
-        last byte came.
+        NaN for a phase that there was not: the queue under another WSGI server; all phases but the
+        queue if nothing was inferred. Their sum is at most the time since the last byte arrived.
         """
         queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
@@ -2772,13 +2772,13 @@ class Trace:
         return queued, self.began - self.start, inference, routines, rest - routines
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, of those that there were."""
+        """Seconds by phase, without those that there were not."""
         found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
         return {name: seconds for name, seconds in found if seconds == seconds}
 
 
 class Untraced(Trace):
-    """The trace of calls from Python: nothing of them is noted, and they have all the time."""
+    """The trace of calls from Python: it records nothing and has no deadline."""
 
     start, queued, has_left = 0.0, None, staticmethod(stays)
 
@@ -2796,18 +2796,18 @@ class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
-    feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
-    fetches: Sequence[str] = ()
-    outputs: Sequence[str] = ()  # the names of those that are fetched
-    # of one made-up row; not known where that tells nothing of others
+    feeds: Sequence[str] = ()  # the graph's names of the input tensors
+    fetches: Sequence[str] = ()  # and of the output tensors
+    outputs: Sequence[str] = ()  # the signature's names of the fetched outputs
+    # the time of one made-up row; infinity if unknown, or if that row is not typical
     seconds: float = float("inf")
-    kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
-    # whether any input takes about as long as that row: no loops, no Python functions
+    kind: str = "session"  # or `frozen`, or `batched`: its last value is the rows of the batch
+    # whether any row takes about that long: the graph has no loops and no Python functions
     bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
-    steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
-    operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
-    keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
+    steady: bool = False  # whether many small rows are fast too, whatever their values
+    operations: frozenset[str] = frozenset()  # types of the operations that it may run
+    keeps: tuple[str, ...] = ()  # those types that may keep state from one call to the next
 
 
 class Servable:
@@ -2816,10 +2816,10 @@ class Servable:
 
     Requests hold a lease while they run, so that `retire` can wait for them: `close` is called
     once, after the last one. Leases are counted under a lock; everything else is fixed at
-    construction. What answers by more than a function is a subclass with a `call` of its own.
+    construction. A servable that needs more than a function is a subclass with its own `call`.
     """
 
-    # Of a SavedModel: its session and calls, for those who wrap its loader.
+    # Of a SavedModel: its session and calls, for extensions that wrap its loader.
     opened: "OpenModel | None" = None
     folder: Path | None = None  # of the SavedModel, whose assets may name its classes
 
@@ -2853,14 +2853,14 @@ class Servable:
     def run(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer arrays by name with arrays by name, by the signature `name`.
+        """Run the signature `name`: takes arrays by input name, returns arrays by output name.
 
-        Timed for the request that it is part of.
+        Records in `trace` the rows and the time that it takes.
         """
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        # a batch with others may have more
+        # `call` corrects `batch` if the request shares a batch with others
         trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1
         try:
             return self.call(name, inputs, trace)
@@ -2871,7 +2871,7 @@ class Servable:
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
+        """Do the work of `run`, without timing it; `trace` knows the deadline and the client."""
         if self._run is None:
             raise NotImplementedError(f"{type(self).__name__} has neither a function nor a `call`")
         return self._run(name, inputs)
@@ -2899,7 +2899,7 @@ class Servable:
                 self._changed.notify_all()
 
     def retire_if_idle(self) -> bool:
-        """Free the model unless a request holds a lease."""
+        """Free the model unless a request holds a lease; returns whether it did."""
         with self._changed:
             if self._leases or self._retired:
                 return False
@@ -2907,9 +2907,9 @@ class Servable:
         return self.retire(0)
 
     def retire(self, timeout: float) -> bool:
-        """Refuse new leases, wait for the running ones, free the model.
+        """Refuse new leases, wait until all leases are released, free the model.
 
-        False if some still run after `timeout` seconds.
+        False, and nothing is freed, if some are still held after `timeout` seconds.
         """
         with self._changed:
             self._retired = True
@@ -2918,14 +2918,14 @@ class Servable:
         close, self._close = self._close, lambda: None
         try:
             close()
-        except Exception as error:  # of somebody's own; nobody asks for this model any more
+        except Exception as error:  # `close` may be a user's; nobody needs this model any more
             log_safely(logging.ERROR, "A model could not be freed", error=error)
         self.closed = True
         return True
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
+    """The version folders under `base_path`; a SavedModel or model file at it is version 1.
 
     Raises LoadError if there is no folder.
     """
@@ -2961,8 +2961,8 @@ def is_model_file(path: Path) -> bool:
 
 
 def find_model_file(folder: Path) -> Path | None:
-    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
-    SavedModel.
+    """The one .keras or .h5 file that a version is, or that its folder holds; None if the folder
+    holds a SavedModel, or another number of such files.
     """
     if folder.is_file():
         return folder
@@ -2973,7 +2973,7 @@ def find_model_file(folder: Path) -> Path | None:
 
 
 def explain_path(base_path: str) -> str:
-    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    """A hint for the commonest mistakes with a `base_path` that is no folder; else empty."""
     name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
     if name in ("saved_model.pb", "saved_model.pbtxt"):
         return "; serve the folder that it lies in"
@@ -2986,11 +2986,11 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
-BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that is half copied
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # .pb files that hold no graph
 
 
 def explain_folder(folder: Path) -> str:
-    """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
+    """A hint on what a version's folder holds in place of a SavedModel; "" if there is none."""
     entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
     models = [f"'{entry.name}'" for entry in entries if is_model_file(entry)]
     if len(models) > 1:
@@ -3004,7 +3004,7 @@ def explain_folder(folder: Path) -> str:
 
 
 def explain_no_versions(base_path: str) -> str:
-    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    """A hint where the model is, for a `base_path` without versions; "" if there is none."""
     base = Path(base_path)
     with contextlib.suppress(OSError, ValueError):
         inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
@@ -3032,16 +3032,17 @@ def explain_no_versions(base_path: str) -> str:
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
     """The versions that the policy picks out of those there, highest first."""
-    rising = sorted(versions, reverse=True)
+    falling = sorted(versions, reverse=True)
     if policy.specific:
-        return [version for version in rising if version in policy.specific.versions]
-    return rising[: policy.latest.num_versions] if policy.latest else rising
+        return [version for version in falling if version in policy.specific.versions]
+    return falling[: policy.latest.num_versions] if policy.latest else falling
 
 
 def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
-    """Files and folders below a folder, links followed, but to none that it lies in (`above`).
+    """Yield files and folders below a folder. Links are followed, except to the folders `above`.
 
-    Nothing of a folder that cannot be read, or vanishes meanwhile.
+    `above` has the device and inode of each. A folder that cannot be read, or that vanishes
+    meanwhile, yields nothing.
     """
     try:
         status, entries = folder.stat(), list(os.scandir(folder))
@@ -3052,15 +3053,15 @@ def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
         return
     for entry in entries:
         yield Path(entry.path)
-        if os.path.isdir(entry):  # its own is_dir() raises for a link that leads in a circle
+        if os.path.isdir(entry):  # entry.is_dir() raises for a link that leads to itself
             yield from paths_below(Path(entry.path), (*above, here))
 
 
 def fingerprint(folder: Path) -> tuple:
-    """What tells, without reading a version's files, that they have changed.
+    """A value that changes when a version's files do, made without reading them.
 
-    Of each path: its size, the time of the last change of what is in it, and of who may read it.
-    When it changes, a broken version is worth another try.
+    For each path: its size, mtime (changed content) and ctime (changed permissions, too), both in
+    nanoseconds. When it changes, a version that has failed to load is tried again.
     """
     found: list[tuple[str, int, int, int]] = []
     for path in [folder, *sorted(paths_below(folder))]:
@@ -3071,10 +3072,10 @@ def fingerprint(folder: Path) -> tuple:
 
 
 def contents(files: tuple) -> list[tuple]:
-    """A fingerprint without what a chmod changes:
-    a version that is loaded serves on all the same.
+    """A fingerprint without ctimes, which a chmod changes:
+    that is no reason to load a loaded version anew.
     """
-    # the first is the folder itself, where the version is one
+    # the first entry is the folder itself, unless the version is a single file
     return [status[:3] for status in files[1:] or files]
 
 
@@ -3088,7 +3089,7 @@ Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
 
 def once(function: Function) -> Function:
-    """Let a function run once for its arguments; threads that ask meanwhile wait for its answer."""
+    """Cache a function's result for its arguments; threads that call it meanwhile wait for it."""
     kept, lock = functools.cache(function), threading.RLock()
 
     @functools.wraps(function)
@@ -3103,13 +3104,13 @@ def once(function: Function) -> Function:
 def tensorflow() -> Any:
     """TensorFlow, imported when the first model is loaded.
 
-    It takes seconds, and a server of other servables needs none.
+    The import takes seconds, and a server without SavedModels does not need it.
     """
     began = time.monotonic()
     logger.info("Importing TensorFlow")
     try:
-        # Threads of a pool are waited for before any function of `atexit`: h5py, which comes with
-        # TensorFlow, leaves one there, and a process that ends before it does is killed by SIGSEGV.
+        # At exit, Python waits for pool threads before it runs `atexit` functions. One of these is
+        # h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV.
         with ThreadPoolExecutor(1, "serving-import") as pool:
             tensorflow = pool.submit(import_tensorflow).result()
     except Exception as error:
@@ -3132,7 +3133,7 @@ def tensorflow() -> Any:
     return tensorflow
 
 
-IMPORTED: list[float] = []  # when `tensorflow()` has ended its import: no model's load began before
+IMPORTED: list[float] = []  # when the import ended: a load's time counts from then at the earliest
 
 
 def import_tensorflow() -> Any:
@@ -3141,23 +3142,23 @@ def import_tensorflow() -> Any:
     return tensorflow
 
 
-# What frees memory after loads, where the process is our own: tidy(freeze).
+# Functions tidy(freeze) that free memory after loads; none unless the process is our own.
 TIDY: list[Callable[[bool], None]] = []
 
 
 def settle_garbage(freeze: bool = False) -> None:
     """Free what loading left over, where the process is our own; a host's collector is left alone.
 
-    With `freeze`, what is there now is to stay, and no later collection looks at it.
+    With `freeze`, later garbage collections skip the objects that exist now.
     """
     for tidy in list(TIDY):
         tidy(freeze)
 
 
 def usable_cores() -> int:
-    """The processor's cores that this process may use.
+    """The number of CPU cores that this process may use.
 
-    Linux alone can tell those of the machine's.
+    Only Linux tells; elsewhere it is the number of the machine's cores.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -3169,8 +3170,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come
     before TensorFlow's first use.
 
-    On 2 cores an operation shared among threads answers a lone request no sooner, and several
-    requests a third slower.
+    On 2 cores, sharing an operation among threads makes a lone request no faster, and several at
+    once a third slower.
     """
     tf = tensorflow()
     if (
@@ -3197,11 +3198,11 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     PREPARED_DEVICES.set()
 
 
-PREPARED_DEVICES = threading.Event()  # asking TensorFlow for its devices sooner would settle them
+PREPARED_DEVICES = threading.Event()  # listing TensorFlow's devices ends the time to set them up
 
 
 def pick_device(target: str) -> str:
-    """The device, such as `GPU:0`, for a `target_device`: its first that is there; or LoadError."""
+    """The first device of a `target_device` that exists, such as `GPU:0`; LoadError if none."""
     wanted, there = read_devices(target), list_devices()
     for name in wanted:
         if name in there:
@@ -3226,12 +3227,12 @@ def warn_once(text: str) -> None:
 
 
 def import_operations(names: tuple[str, ...]) -> list[str]:
-    """Import the modules whose operations models need; returns why those that fail do, as texts.
+    """Import the modules whose operations models need; returns a text for each that fails.
 
-    A model that needs none of them is none the worse for it. Those that fail are tried again with
-    each load: they may have been installed by then.
+    A failure does not affect models that do without the module. It is tried again at each load,
+    since it may be installed by then.
     """
-    tensorflow()  # they register their operations with it
+    tensorflow()  # the modules register their operations with it
     failed = []
     for index, name in enumerate(names):
         try:
@@ -3243,7 +3244,7 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# By module: how the names of those of its operations begin that models are known to need.
+# Module -> prefixes of the names of its operations, as far as models are known to need them.
 OPERATIONS = {
     "tensorflow_text": "TFText> Sentencepiece Wordpiece FastWordpiece FastBertNormalize "
     "FastSentencepiece RegexSplit NormalizeUTF8 CaseFoldUTF8 WhitespaceTokenize "
@@ -3276,21 +3277,21 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A version to load; what wraps a loader passes it on without what it answers itself."""
+    """A version to load; a wrapper of a loader passes it on without the options it handles."""
 
     folder: Path
     config: ModelConfig
     options: ServerConfig = ServerConfig()
-    modules: tuple[str, ...] = ()  # imported before: they bring operations
-    device: str = ""  # such as `GPU:0`; none: the config's first that is there
-    try_calls: bool = True  # with made-up input; not where other calls come in their place
+    modules: tuple[str, ...] = ()  # imported first, for the operations that they register
+    device: str = ""  # such as `GPU:0`; if empty, the config's first device that exists
+    try_calls: bool = True  # with made-up input; False if a wrapper puts other calls in their place
 
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
 
 
-Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
+Load = Callable[[LoadRequest], Servable]  # a wrapper around a loader is a loader, too
 
 
 def load_saved_model(request: LoadRequest) -> Servable:
@@ -3314,7 +3315,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     report_unread(request)
     with load_errors(request.folder, held.close, failed):
         session, definitions, metadata = open_session(request.folder, device, config.tags)
-        held.callback(session.close)  # its graph goes with the next collection
+        held.callback(session.close)  # the next garbage collection frees its graph
         model = prepare_calls(config.name, device, session, definitions, metadata)
         model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
@@ -3323,7 +3324,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
 
 
 def report_unread(request: LoadRequest) -> None:
-    """Say in the log what of a config no wrapper of this loader has answered."""
+    """Log the options of a config that no wrapper of this loader has handled."""
     config = request.config
     unread = []
     if config.batching:
@@ -3342,9 +3343,9 @@ def report_unread(request: LoadRequest) -> None:
 def load_errors(
     folder: Path, close: Callable[[], Any], failed: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Tell whatever fails within as a LoadError: what is wrong with the files, or with the model.
+    """Turn any error of the block into a LoadError with its reason, after calling `close`.
 
-    `close` is called then; `failed` are the modules that could not be imported.
+    `failed` has a text for each module that could not be imported.
     """
     try:
         yield
@@ -3357,7 +3358,7 @@ def load_errors(
 class OpenModel:
     """A SavedModel in a session, and how each of its signatures is called.
 
-    What wraps the loader makes another one of it, and of that another servable.
+    A wrapper of the loader makes a changed copy, and another servable from that.
     """
 
     name: str  # of the model, for the log
@@ -3365,27 +3366,27 @@ class OpenModel:
     session: Any  # TensorFlow's, closed with the servable
     signatures: Mapping[str, Signature]
     calls: Mapping[str, SignatureCall]
-    refused: Mapping[str, str]  # why the others cannot be called
+    refused: Mapping[str, str]  # signatures that cannot be called -> why
     metadata: dict[str, Any]
     folder: Path | None = None  # of the SavedModel
 
     def own_calls(self) -> dict[str, SignatureCall]:
-        """The calls, one that two signatures share by the name of the first alone."""
+        """The calls by signature, a call that several share under the first one only."""
         return {name: call for name, call in self.calls.items() if self.owner(call) == name}
 
     def with_calls(self, change: Callable[[str, SignatureCall], SignatureCall]) -> "OpenModel":
-        """The same with its calls changed, one that two signatures share once, for both."""
+        """Return a copy with changed calls; a call that signatures share is changed only once."""
         changed = {name: change(name, call) for name, call in self.own_calls().items()}
         calls = {name: changed[self.owner(call)] for name, call in self.calls.items()}
         return dataclasses.replace(self, calls=calls)
 
     def owner(self, call: SignatureCall) -> str:
-        """The first signature that is called so."""
+        """The name of the first signature that has this call."""
         return next(name for name, other in self.calls.items() if other is call)
 
 
 class SessionServable(Servable):
-    """A SavedModel that is served: its calls that may take long have threads of their own."""
+    """A SavedModel as a servable: calls that may take long run on threads of the model's own."""
 
     def __init__(self, opened: OpenModel, close: Callable[[], Any]):
         super().__init__(
@@ -3436,9 +3437,9 @@ class SessionServable(Servable):
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
 
     def stop(self) -> None:
-        """End the threads, and free the model when none of them runs any more.
+        """End the threads, and free the model as soon as no call of it runs any more.
 
-        A session waits in its close for what runs in it, for ever where a model hangs.
+        Closing the session sooner would block until its calls end: forever if the model hangs.
         """
         close = self._free
         for workers in self._pools.values():
@@ -3455,7 +3456,7 @@ def reason_of(error: Exception, folder: Path) -> str:
     return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
-MOST_MESSAGE = 64 << 10  # characters of an error; it may quote all that a client has sent
+MOST_MESSAGE = 64 << 10  # characters of an error that are read: it may quote a whole request
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
     ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
@@ -3464,7 +3465,7 @@ AROUND = re.compile(r"""(?mx)
     | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
     | [ ]\[Op:[^][\n]*\] (?:[ ]name:.*)?
     """)
-# What begins all that follows the reason.
+# Each of these begins text that follows the reason, and ends it.
 AFTER = re.compile(r"""(?mx)
     ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack:
         | Original[ ]stack[ ]trace[ ]for | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
@@ -3472,10 +3473,10 @@ AFTER = re.compile(r"""(?mx)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, as far as anybody reads, and nothing else: no places in
-    code or graph.
+    """The reason in an error message of TensorFlow's, cut to a readable length and without the
+    places in code and graph.
     """
-    if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
+    if message.startswith("Restoring from checkpoint failed"):  # keep the original error only
         message = message.partition("Original error:\n")[2] or message
     reason = AROUND.sub("", message[:MOST_MESSAGE])
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
@@ -3483,9 +3484,9 @@ def clean_message(message: str) -> str:
 
 
 def hide_paths(text: str) -> str:
-    """A text without the folders of this program, of Python and of who runs it.
+    """Replace the folders of this program, of Python and of the user's home in a text.
 
-    Other paths are the model's own, and part of the reason.
+    Other paths belong to the model, and are part of the reason.
     """
     folders = {
         str(Path(__file__).parent): "<serving>",
@@ -3502,11 +3503,11 @@ def hide_paths(text: str) -> str:
 def open_session(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their
-    description as stored.
+    """Load a SavedModel into a session on `device`; returns the session, the SignatureDefs to call
+    and their description as stored.
 
-    Some files hold variables twice and restore one set only: as objects, they are loaded into a
-    graph where TensorFlow ties the two.
+    Some SavedModels hold each variable twice and restore only one of the two. These are loaded as
+    objects, since TensorFlow then ties the two together.
     """
     session, definitions = open_used(folder, device, tags)
     if definitions is None:
@@ -3519,7 +3520,7 @@ def open_session(
 
 
 def is_filled(session: Any) -> dict[Any, bool]:
-    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    """For each variable of a session, by its VarHandleOp: whether it has a value."""
     variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
@@ -3528,9 +3529,9 @@ def is_filled(session: Any) -> dict[Any, bool]:
 
 
 def check_variables(session: Any) -> None:
-    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+    """Raise LoadError for a variable that a checkpoint has filled with a value of another shape.
 
-    TensorFlow takes any: the answers would be of another model, or of none.
+    TensorFlow accepts any shape, and the answers would be wrong.
     """
     tf = tensorflow()
     variables = [variable for variable, filled in is_filled(session).items() if filled]
@@ -3548,7 +3549,7 @@ def check_variables(session: Any) -> None:
 
 @contextlib.contextmanager
 def new_session(device: str, options: Any = None) -> Iterator[Any]:
-    """A session over an empty graph, which what is done within fills, or closes by failing."""
+    """A session over an empty graph, which the block fills; it is closed if the block fails."""
     tf = tensorflow()
     session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     try:
@@ -3570,7 +3571,7 @@ def open_graph(
     with new_session(device) as session:
         try:
             meta_graph = tf.compat.v1.saved_model.load(session, list(tags), str(folder))
-        except RuntimeError:  # also where there is no such graph
+        except RuntimeError:  # perhaps no graph has these tags: find_graph says so more clearly
             find_graph(read_graphs(folder), tags)
             raise
         check_variables(session)
@@ -3593,7 +3594,7 @@ def read_graphs(folder: Path) -> list[Any]:
 def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
     """The MetaGraphDef with just these tags.
 
-    LoadError, naming those there are, if there is none.
+    Raises LoadError, naming the tags of the graphs there are, if there is none.
     """
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
@@ -3602,7 +3603,7 @@ def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
 
 
 def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
-    """Say which graphs a SavedModel has, and what to write into the config to have one of them."""
+    """Say which graphs a SavedModel has, and what to write into the config to load one of them."""
     if not there:
         return "the SavedModel has no graphs: it is empty or only half copied"
     sets = [json.dumps(sorted(these)) for these in there]
@@ -3636,7 +3637,7 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 def read_signature(definition: Any) -> Signature:
     """A SignatureDef as a `Signature`, its tensors sorted by name.
 
-    Sparse and composite ones have no `tensor`.
+    Sparse and composite tensors have an empty `tensor`.
     """
 
     def read(side: Mapping[str, Any]) -> dict[str, TensorSpec]:
@@ -3646,9 +3647,9 @@ def read_signature(definition: Any) -> Signature:
 
 
 def read_tensor_info(name: str, info: Any) -> TensorSpec:
-    """A TensorInfo; a dtype that TensorFlow has no name for is its number.
+    """A TensorInfo as a `TensorSpec`; a dtype that TensorFlow has no name for is its number.
 
-    TF1 tells of a variable by a reference to its value, which is what a session answers.
+    TF1 marks the dtype of a variable with _REF, which is removed: a session answers its value.
     """
     from tensorflow.core.framework import types_pb2  # there once TensorFlow is imported
 
@@ -3664,8 +3665,8 @@ def read_tensor_info(name: str, info: Any) -> TensorSpec:
 # A session over what the signatures use
 # --------------------------------------------------------------------------------------------------
 
-READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
-# other operations that have a state want more than a checkpoint
+READ_SUFFIX = "/Read/ReadVariableOp"  # of the node beside each variable by which freezing reads it
+# Other stateful operations need more than the values of a checkpoint.
 PLAIN_STATE = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}
 INIT_SIGNATURE = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
@@ -3674,13 +3675,13 @@ INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 def open_used(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any | None, dict[str, Any] | None]:
-    """A session over what the signatures use, its variables filled; and the SignatureDefs.
+    """Open a session over the nodes that the signatures use, with filled variables.
 
-    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that
-    save and restore, and fills variables that no signature uses, which then stay in memory. Keras
-    stores each twice. The session is None where it is not certain what each variable holds. The
-    SignatureDefs are None where TensorFlow's loader is to be tried next; not in files that hold
-    more variables than their checkpoint does, of which it may fill the wrong ones.
+    TensorFlow's session loader takes some three times as long: it also imports the functions that
+    save and restore, and keeps variables in memory that no signature uses (Keras stores each one
+    twice). Returns the session, or None if it is not certain what each variable holds; and the
+    SignatureDefs, or None if TensorFlow's session loader is to be tried next. It is not tried on a
+    graph with more variables than its checkpoint, where it may fill the wrong ones.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -3695,7 +3696,7 @@ def open_used(
         used = extract_used(graph, choose_sound(graph, folder))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
+    except Exception as error:  # TensorFlow's own loaders explain better what is wrong
         logger.debug("%s is loaded whole: %s", folder, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
@@ -3704,15 +3705,15 @@ def open_used(
 
 
 def choose_sound(graph: Any, folder: Path) -> list[str]:
-    """The signatures of a MetaGraphDef whose operations and functions are all there.
+    """The signatures of a MetaGraphDef whose operations and functions all exist.
 
-    One that is not whole would not let the others be loaded; the log says what it lacks.
+    An incomplete signature would keep the others from being loaded; the log says what it lacks.
     """
     sound = []
     for name in graph.signature_def:
         try:
             missing = find_missing(extract_used(graph, [name]))
-        except ValueError as error:  # tensors that are not there
+        except ValueError as error:  # a tensor is missing
             missing = clean_message(str(error))
         if missing:
             logger.warning("%s: signature %s is left out: %s", folder, name, missing)
@@ -3722,9 +3723,9 @@ def choose_sound(graph: Any, folder: Path) -> list[str]:
 
 
 def definition_of(operation: str) -> Any:
-    """How TensorFlow defines an operation: its attributes, whether it has a state.
+    """TensorFlow's definition of an operation: its attributes, whether it is stateful.
 
-    None for one that is not there. Nothing public tells.
+    None if there is no such operation. No public function tells.
     """
     from tensorflow.python.framework import op_def_registry
 
@@ -3732,7 +3733,7 @@ def definition_of(operation: str) -> Any:
 
 
 def find_missing(used: Any) -> str:
-    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    """Name an operation or function that a graph calls and that does not exist; "" if all do."""
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
@@ -3745,8 +3746,8 @@ def find_missing(used: Any) -> str:
 
 
 def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[str, Any]:
-    """The nodes of a GraphDef by name that some nodes or tensors need, those themselves among them;
-    with `placed` also those on whose device one is put. ValueError for what is not there.
+    """The nodes of a GraphDef, by name, that the named nodes or tensors need, themselves included;
+    with `placed` also nodes that these are colocated with. ValueError for a missing node.
     """
     nodes = {node.name: node for node in graph.node}
     waiting, used = [name.split(":")[0] for name in names], dict[str, Any]()
@@ -3765,10 +3766,10 @@ def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[
 
 
 def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
-    """The part of a GraphDef that some of its nodes need, as a GraphDef, with what is called as
-    one of them and ends so; ValueError for a node that is not there.
+    """The part of a GraphDef that the named nodes need, as a GraphDef, with the nodes whose names
+    are one of these and a suffix of `beside`; ValueError for a missing node.
 
-    TensorFlow's function of this name does the same, and warns that it will go.
+    TensorFlow's function of this name is deprecated, and warns of it.
     """
     used = find_needed(graph, names, placed=True)
     part = type(graph)(library=graph.library, versions=graph.versions)
@@ -3778,7 +3779,7 @@ def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
 
 
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
-    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
+    """The part of a MetaGraphDef's graph that signatures need, with the functions it calls."""
     infos = (
         info
         for name in signatures
@@ -3786,7 +3787,7 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
         for side in (signature.inputs, signature.outputs)
         for info in side.values()
     )
-    # sparse and composite tensors have none
+    # sparse and composite tensors have no name
     names = {info.name for info in infos if info.name}
     used = extract_sub_graph(graph.graph_def, names, READ_SUFFIX)
     functions = called_functions(used.node, used.library)
@@ -3799,9 +3800,9 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
 def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
     """The checkpoint's key for each variable of the used part.
 
-    None where one is not certain, or there is more to restore. A function lists the objects that it
-    is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint has
-    the key of each object (trackable_object_graph.proto): so `tf.saved_model.load` ties them.
+    None if a key is not certain, or if more than variables must be restored. A function lists the
+    objects that it is bound to (saved_object_graph.proto), which are its last inputs; the
+    checkpoint has the key of each (trackable_object_graph.proto), as for `tf.saved_model.load`.
     """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -3830,7 +3831,7 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
 
 
 def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] | None:
-    """The key for each variable that functions are bound to; None where two give it other ones."""
+    """The key of each variable that functions are bound to; None if two disagree about one."""
     handles = {node.name for node in used.node if node.op == "VarHandleOp"}
     keys: dict[str, str] = {}
     for node in used.node:
@@ -3846,7 +3847,7 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
 
 
 def checkpoint_key_of(node: Any) -> str:
-    """The checkpoint's key of an object, empty for one that is no variable."""
+    """The checkpoint's key of an object; empty if it is not a variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
 
@@ -3919,7 +3920,7 @@ def open_objects(
 ) -> Any:
     """Load a SavedModel's objects into a session's graph.
 
-    The SignatureDefs then name its tensors.
+    Changes `definitions`, which then name the tensors of that graph.
     """
     tf = tensorflow()
     with new_session(device) as session:
@@ -3934,7 +3935,7 @@ def open_objects(
 
 
 def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
-    """Call a loaded signature in the current graph; its SignatureDef names the tensors of that."""
+    """Call a loaded signature in the current graph; its SignatureDef then names the new tensors."""
     placeholder = tensorflow().compat.v1.placeholder
     inputs = {
         name: placeholder(spec.dtype, spec.shape)
@@ -3946,7 +3947,7 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
 
 
 def read_mapping(path: Path) -> dict[str, dict[str, str]]:
-    """The names for requests by the model's own, of `inputs` and `outputs`; none without a file."""
+    """For `inputs` and `outputs`: the model's own names -> those in requests. {} without a file."""
     if not path.is_file():
         return {}
     try:
@@ -3962,7 +3963,7 @@ def read_mapping(path: Path) -> dict[str, dict[str, str]]:
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Apply OpenVINO Model Server's mapping_config.json, and return it.
 
-    It has names for requests instead of the model's own. Raises LoadError where two are the same.
+    It maps the model's own names to those in requests. Raises LoadError if two become the same.
     """
     mapping = read_mapping(folder / "mapping_config.json")
     for definition in definitions.values():
@@ -3982,7 +3983,7 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
 # What a signature takes and answers
 # --------------------------------------------------------------------------------------------------
 
-# What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
+# The dtypes of arrays passed to and from TensorFlow; only Python callers have complex numbers.
 CARRIED = NUMPY_DTYPES | {
     "DT_COMPLEX64": np.dtype(np.complex64),
     "DT_COMPLEX128": np.dtype(np.complex128),
@@ -4023,7 +4024,7 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
 
 
 def is_carried(spec: TensorSpec) -> bool:
-    """Whether a tensor holds numbers or strings: a handle's bytes are of this process's memory."""
+    """Whether a tensor holds numbers or strings; a resource handle would expose our memory."""
     return spec.dtype in CARRIED
 
 
@@ -4039,7 +4040,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
             "or not in what can be loaded of it"
         ) from error
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
-    if dtype != spec.dtype:  # its bytes would be read as something else
+    if dtype != spec.dtype:  # its bytes would be read as another dtype
         stored = dtype.removeprefix("DT_").lower()
         raise LoadError(
             f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph"
@@ -4048,9 +4049,9 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
 
 
 def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
-    """A signature's input with the sizes that its placeholder has and it leaves open.
+    """A signature's input, with the sizes that it leaves open taken from its placeholder.
 
-    TensorFlow plans a graph with them: LoadError where the two contradict each other.
+    TensorFlow optimizes a graph for these sizes. LoadError if the two contradict each other.
     """
     if tensor.op.type not in ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"):
         return spec
@@ -4065,7 +4066,7 @@ def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     return dataclasses.replace(spec, shape=sizes)
 
 
-# Operations that hand the numbers of their first input on: cast, cut, placed or blended otherwise.
+# Operations that pass on the values of their first input: cast, sliced, reordered, interpolated.
 HANDED_ON = {
     *("Identity", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "EnsureShape"),
     *("Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StridedSlice", "Slice"),
@@ -4075,16 +4076,16 @@ HANDED_ON = {
 
 
 class Scope(typing.NamedTuple):
-    """Where a tensor's name holds: a graph, or a function as it is called from another scope."""
+    """The namespace of a tensor: a graph, or the body of a function that `caller` calls."""
 
     nodes: Mapping[str, Any]
-    arguments: Mapping[str, str] = types.MappingProxyType({})  # what the caller gives for them
+    arguments: Mapping[str, str] = types.MappingProxyType({})  # argument -> the caller's tensor
     caller: "Scope | None" = None
 
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
-    """A signature with what a GraphDef tells of it: what makes its outputs, and the kinds of
-    operations that it runs.
+    """A signature with what a GraphDef tells of it: how its outputs are made, the types of
+    operations that it may run, and an example that it can parse.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -4106,7 +4107,7 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
 
 
 KINDS_PARSED = {1: "float", 7: "bytes", 9: "int64"}  # DT_FLOAT, DT_STRING, DT_INT64
-MOST_PARSED = 1000  # values in an example that is made up
+MOST_PARSED = 1000  # values in a made-up example
 
 
 READ_PNG = {"DecodeImage", "DecodeJpeg", "DecodePng"}  # operations that take a PNG's bytes
@@ -4115,8 +4116,8 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 
 
 def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -> bytes:
-    """A serialized tf.train.Example with what a graph's nodes, and those of its functions, parse
-    from one; b"" where they parse none, or more than an example for people has.
+    """Make a serialized tf.train.Example with the features that a graph's nodes, and those of its
+    functions, parse; b"" if they parse none, or more than `MOST_PARSED` values.
     """
     text = b"1" if READ_PNG.isdisjoint(operations) else base64.b64decode(DOT)
     features: dict[str, tuple[str, list]] = {}
@@ -4131,12 +4132,12 @@ def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -
 def parsed_features(
     node: Any, nodes: Mapping[str, Any], text: bytes
 ) -> dict[str, tuple[str, list]]:
-    """The sparse and dense features that an operation parses, all one, or `text`; those of which
-    the keys are no constants are left out.
+    """The sparse and dense features that an operation parses: key -> (type, values), where the
+    values are all 1, or `text`. None of them if a key is not a constant.
     """
     attr = node.attr
     sparse, dense = (1, 1) if node.op.endswith("V2") else (attr["Nsparse"].i, attr["Ndense"].i)
-    # its inputs are the examples, their names, the keys of the sparse and of the dense features
+    # inputs of the operation: examples, their names, keys of sparse features, keys of dense ones
     makers = [nodes.get(name.split(":")[0]) for name in node.input[2 : 2 + sparse + dense]]
     if any(getattr(maker, "op", "") != "Const" for maker in makers):
         return {}
@@ -4174,10 +4175,10 @@ def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np
 
 
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """The type of the operation that a tensor's numbers come from, "" where it is not to be found.
+    """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
-    Looks through what hands numbers on, and into functions; what joins several tensors of one maker
-    is of that maker as well.
+    Looks through operations that pass values on, and into functions. Several joined tensors of one
+    maker count as made by it.
     """
     node, scope = find_node(tensor, scope, functions)
     return "" if node is None else name_maker(node, scope, functions)
@@ -4186,11 +4187,11 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
 def find_logits(
     signature: Signature, top: Scope, functions: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """Of each output that is a softmax or sigmoid of others, all of their numbers, those."""
+    """For each output that is the softmax or sigmoid of others, unsliced: the names of those."""
     whole = HANDED_ON - {"Slice", "StridedSlice"}
 
     def place(tensor: str, scope: Scope) -> tuple[str, ...]:
-        """What a tensor is called where it is made; functions by what they are given."""
+        """Identify where a tensor is made: its name and index, and the arguments of its callers."""
         tensor, scope = trace_tensor(tensor, scope, functions, whole)
         name, _, index = tensor.partition(":")
         names = [name, index or "0"]
@@ -4211,7 +4212,7 @@ def find_logits(
 
 
 def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
-    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
+    """The node that computes a tensor's values, or None if it is missing; and its scope."""
     tensor, scope = trace_tensor(tensor, scope, functions)
     return scope.nodes.get(tensor.partition(":")[0]), scope
 
@@ -4219,7 +4220,7 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
 def trace_tensor(
     tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
-    """The tensor as which a tensor's numbers are made, and its scope; "" for a loop."""
+    """The tensor as which the values of `tensor` are computed, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -4243,7 +4244,7 @@ def trace_tensor(
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
-    """The tensor within a function that a node which calls it answers, and the function's scope."""
+    """The tensor in a function's body behind output `place` of its call `node`, and its scope."""
     index = int(place.rpartition(":")[2] or 0)
     results = [argument.name for argument in function.signature.output_arg]
     named = place.partition(":")[0]
@@ -4254,16 +4255,16 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 
 
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """What a node is called that hands nothing on: its type, or that of all it joins.
+    """The maker that a node counts as: its type, or the maker of all tensors that it joins.
 
-    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
+    exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
         is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
         return makers.pop() if is_one_kind else node.op
-    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
         maker = find_maker(node.input[1], scope, functions)
         return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
@@ -4273,19 +4274,19 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     return node.op
 
 
-STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+STRIDES = {4, 8, 16, 32, 64, 128}  # input pixels per grid cell of a detector
 MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
-MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+MOST_CONSTANTS = 1 << 20  # numbers in a constant; a larger one is not read
 
 
 def find_scale(
     tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
 ) -> str:
-    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
-    (`input`), by the constants that make them; "" where these do not tell.
+    """Whether the boxes that an output starts with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), as the constants that they are computed with tell; "" if these do not.
 
-    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
-    sizes, or has multiplied with stride / size before.
+    `sizes` are the input's. YOLO's heads multiply by the strides of their cells; an export in 0..1
+    then divides by the input's sizes, or multiplies by stride / size instead.
     """
     node, scope = find_node(tensor, scope, functions)
     if node is None or step > MOST_STEPS:
@@ -4314,13 +4315,13 @@ def find_scale(
         factors = left
     else:
         return ""
-    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    is_small = np.abs(factors).max() <= 2  # such as 1/2 or 2, which do not change the scale
     further = follow(node.input[1 if right is None else 0]) if is_small else ""
     return scale_of_factors(factors, sizes) or further
 
 
 def read_constant(node: Any) -> np.ndarray | None:
-    """The numbers of a Const node, None of another one."""
+    """The numbers of a Const node as float64; None for other nodes, no numbers or too many."""
     if node is None or node.op != "Const":
         return None
     shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
@@ -4331,7 +4332,7 @@ def read_constant(node: Any) -> np.ndarray | None:
 
 
 def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
-    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    """The scale of constant boxes or cell centres; "" if unknown, as for a single row of biases."""
     if values is None or sum(size > 1 for size in values.shape) < 2:
         return ""
     values = np.nan_to_num(values)
@@ -4342,7 +4343,7 @@ def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
 
 
 def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
-    """What boxes are that come of a multiplication by these."""
+    """The scale of boxes that result from a multiplication by `factors`; "" if unknown."""
 
     def are_all(known: Iterable[float]) -> bool:
         near = np.array([*known, np.inf])
@@ -4368,9 +4369,9 @@ def is_constant(tensor: str, scope: Scope) -> bool:
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
-    """A SavedModel's signatures, with what its graph tells of them, from its file alone.
+    """Read a SavedModel's signatures, and what its graph tells of them, without loading it.
 
-    Raises what reading it raises.
+    Raises whatever reading its file raises.
     """
     tensorflow()
     graph = find_graph(read_graphs(folder), tags)
@@ -4378,7 +4379,7 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     rename_tensors(definitions, folder)
     signatures = {name: read_signature(one) for name, one in definitions.items()}
     for name in filter(lambda name: is_runnable(signatures[name]), signatures):
-        with contextlib.suppress(ValueError):  # tensors that are not there: it is left out later
+        with contextlib.suppress(ValueError):  # missing tensors: loading leaves the signature out
             signatures[name] = tell_makers(graph.graph_def, signatures[name])
     return signatures
 
@@ -4391,15 +4392,15 @@ def print_shape(shape: Sequence[int | None] | None) -> str:
 
 
 def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The array for an input; BadRequest for one of another dtype, rank or size than it takes.
+    """The array for an input; BadRequest if its dtype, rank or size is not what the input takes.
 
-    TensorFlow's kernels are not proof against them: a wrong rank can end the process.
+    TensorFlow's kernels do not check enough: a wrong rank can crash the process.
     """
     if spec.name not in inputs:
         raise BadRequest(f"Missing named input: {spec.name}")
     array = np.asarray(inputs[spec.name])
-    text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
-    if array.dtype != CARRIED[spec.dtype] and not text:
+    is_text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
+    if array.dtype != CARRIED[spec.dtype] and not is_text:
         raise misfit(spec, array.dtype.name)
     if spec.shape is not None and not matches(spec.shape, array.shape):
         raise misfit(spec, f"shape {list(array.shape)}")
@@ -4419,7 +4420,7 @@ def misfit(spec: TensorSpec, came: str) -> BadRequest:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """What TensorFlow answers as an array: scalars come bare."""
+    """Convert a value from TensorFlow to an array: it returns scalars bare."""
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
@@ -4448,7 +4449,7 @@ def prepare_calls(
 ) -> OpenModel:
     """Find how each signature of a model is called, or why it cannot be.
 
-    Raises LoadError where none can be called: a model that answers nothing is not served.
+    Raises LoadError if none can be called: a model that answers nothing is not served.
     """
     signatures = {signature: read_signature(one) for signature, one in definitions.items()}
     refused: dict[str, str] = {}
@@ -4481,7 +4482,7 @@ def prepare_calls(
 def plan_calls(
     graph: Any, signatures: dict[str, Signature], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """What is fed and fetched for each signature; why not is put into `refused` by its name."""
+    """Plan the call of each signature; if it cannot be called, its name -> why in `refused`."""
     plans = {}
     for name, signature in signatures.items():
         try:
@@ -4493,27 +4494,27 @@ def plan_calls(
 
 
 def plan_call(graph: Any, signature: Signature) -> SignatureCall:
-    """What is fed and fetched for a signature: of its outputs, those that an array carries."""
+    """Plan what is fed and fetched for a signature: all inputs, the outputs that are carried."""
     feeds = [spec.tensor for spec in signature.inputs.values()]
     fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
-    copy = tensorflow().identity
+    identity = tensorflow().identity
     with graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [
-            copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
+            identity(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
             for tensor in fetched.values()
         ]
     return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
 def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
-    """A plan with what is known of it by the operations that it may run."""
+    """Add to a plan the operations that it may run, and what follows from them."""
     nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
 
 
-# Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
+# Operations that crash the process on an input of another rank than theirs (oneDNN's kernels).
 OF_ONE_RANK = {
     *("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropFilterV2"),
     *("Conv3DBackpropInputV2", "DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropFilter"),
@@ -4524,9 +4525,9 @@ OF_ONE_RANK = {
 def is_rank_known(
     signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
 ) -> bool:
-    """Whether requests of a wrong rank can be told, where one would end the process.
+    """Whether requests of a wrong rank can be refused, if they would crash the process.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`.
     """
     fixed = sorted(OF_ONE_RANK & plan.operations)
     for spec in signature.inputs.values():
@@ -4545,9 +4546,9 @@ PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 def is_python_here(
     graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
 ) -> bool:
-    """Whether this process has the Python functions that a signature calls, as who saved it did.
+    """Whether this process has the Python functions that a signature calls.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`. The process that saved the model has them.
     """
     if not PYTHON_CALLS & plan.operations:
         return True
@@ -4570,7 +4571,7 @@ def is_python_here(
 def is_registered(token: str) -> bool:
     """Whether this process has a Python function that graphs call by that name.
 
-    Loading registers none, so that what is not there then never will be. Nothing public tells.
+    Loading a model registers none, so a missing one stays missing. No public function tells.
     """
     from tensorflow.python.ops import script_ops
 
@@ -4579,14 +4580,14 @@ def is_registered(token: str) -> bool:
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Stand for the function of a call that is only planned."""
+    """Stand in for the function of a call that is only planned so far."""
     raise LoadError("the model is not loaded yet")
 
 
 def make_calls(
     session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
+    """Make calls of a session from plans; for those that TensorFlow refuses, why in `refused`."""
     calls = {}
     for name, plan in plans.items():
         try:
@@ -4599,7 +4600,7 @@ def make_calls(
 def report_refused(
     label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]
 ) -> None:
-    """Say in the log what of a model cannot be called; LoadError where nothing can."""
+    """Log the signatures of a model that cannot be called; LoadError if none can be."""
     told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
     if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
@@ -4622,10 +4623,10 @@ def report_refused(
 
 
 def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
-    """Signatures that are another one under a second name, by the name of that other.
+    """Signatures that duplicate another one: their name -> the name of that other.
 
-    Keras exports `serve` and `serving_default`: they call functions that are equal but for their
-    names, with the same variables.
+    Keras exports `serve` and `serving_default`: they call functions that differ in nothing but
+    their names, with the same variables.
     """
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
@@ -4640,7 +4641,7 @@ def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str
 def call_key(
     signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
 ) -> tuple | None:
-    """What two signatures have in common that are the same; None for one of no single function."""
+    """A key that is equal for duplicates; None for a signature that is not a single function."""
     callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
     call = nodes.get(callers.pop()) if len(callers) == 1 else None
     if call is None or call.attr["f"].func.name not in functions:
@@ -4677,9 +4678,9 @@ def call_key(
 # What a call leaves behind
 # --------------------------------------------------------------------------------------------------
 
-# Operations that TensorFlow says to have a state, and that are after a call what they were before:
-# variables that are read, tables that are asked, arrays that end with their call, and functions,
-# whose own operations are looked at. Any other one keeps something, or may.
+# Operations that TensorFlow marks as stateful, but that keep nothing of a call: they read variables
+# or tables, use arrays that end with the call, or call functions, whose operations are checked one
+# by one. Any other stateful operation keeps something, or may.
 HARMLESS = {
     *("VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather"),
     *("ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity"),
@@ -4691,14 +4692,15 @@ HARMLESS = {
     *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
     *("Assert", "GuaranteeConst"),
 }
-# Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
-# takes the next of a fixed series.
+# Without a seed, random numbers differ each time, whatever was drawn before; with a seed, a call
+# uses up numbers of a fixed series.
 RANDOM = {
     *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
     *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
     *("RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),
 }
-# What TensorFlow says to have no state: Python, files, calls that wait for each other.
+# Operations that TensorFlow marks as stateless, but that may keep something, or block: Python,
+# files, calls that wait for each other.
 HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
 )
@@ -4708,10 +4710,10 @@ ASSIGNS = {f"Assign{way}{what}" for way in ("", "Add", "Sub") for what in ("", "
 
 
 def tell_training(operations: Collection[str]) -> str:
-    """What it means that a signature assigns variables, and how to mend it; "" where it does not.
+    """A warning about a signature that assigns variables, with the remedy; "" if it does not.
 
-    Keras 3.15 exports what comes after a Resizing as in training: BatchNormalization then takes the
-    mean of the request's own pictures, and counts it in.
+    Keras 3.15 exports layers after a Resizing in training mode: BatchNormalization then uses the
+    mean of the request's own pictures, and updates its moving average with it.
     """
     if not ASSIGNS & set(operations):
         return ""
@@ -4731,10 +4733,10 @@ def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
 
 
 def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
-    """The same, the graph's own first, then those of each function."""
+    """The nodes of `used_nodes` in groups: the graph's own first, then those of each function."""
     used = find_needed(graph, fetches).values()
     functions = called_functions(used, graph.library)
-    names = {function.signature.name for function in functions}  # each may be an operation as well
+    names = {function.signature.name for function in functions}  # a call's operation may be one
     bodies = used, *(function.node_def for function in functions)
     return [[node for node in body if node.op not in names] for body in bodies]
 
@@ -4742,7 +4744,7 @@ def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
 def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
     """The FunctionDefs that nodes call, and those that TensorFlow may put in the place of one.
 
-    It has two of an LSTM, one of them cuDNN's, and tells by an attribute that they are alike.
+    An LSTM has two equivalent functions, one of them for cuDNN, which share an attribute's value.
     """
     functions = {function.signature.name: function for function in library.function}
     alike: dict[str, set[str]] = {}
@@ -4759,12 +4761,12 @@ def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
 
 
 def kin_of(function: Any) -> str:
-    """What a function implements, where others do as well."""
+    """The name of what a function implements, shared with its alternatives; "" if it has none."""
     return function.attr["api_implements"].s.decode() if "api_implements" in function.attr else ""
 
 
 def called_names(attributes: Mapping[str, Any]) -> set[str]:
-    """The names of functions in a node's attributes, alone, in lists, in attributes of theirs."""
+    """The names of functions in a node's attributes: single, in lists, and in their attributes."""
     names = set[str]()
     for value in attributes.values():
         for function in (value.func, *value.list.func):
@@ -4773,7 +4775,7 @@ def called_names(attributes: Mapping[str, Any]) -> set[str]:
 
 
 def leaves_behind(node: Any) -> bool:
-    """Whether an operation may keep something of a call: what is not known to be harmless."""
+    """Whether an operation may keep something of a call: true unless it is known to be harmless."""
     from tensorflow.core.framework import types_pb2
 
     if node.op in HARMLESS:
@@ -4789,7 +4791,7 @@ def leaves_behind(node: Any) -> bool:
 
 
 def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
-    """A model whose calls have been tried, where that leaves nothing behind."""
+    """Try the calls of a model that leave nothing behind; returns it with what that has told."""
 
     def attempt(name: str, call: SignatureCall) -> SignatureCall:
         return warm_up(call, model.signatures[name], f"{model.name}: signature {name}", config)
@@ -4800,21 +4802,21 @@ def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
 def warm_up(
     call: SignatureCall, signature: Signature, label: str, config: ModelConfig
 ) -> SignatureCall:
-    """Call a signature with made-up input where that leaves nothing behind.
+    """Call a signature with made-up input, unless that may leave something behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """
     if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
-    strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    counts = call.operations <= ELEMENTWISE
-    inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
+    texts = has_strings(signature)  # made-up ones are no valid pictures or examples: send 0 rows
+    elementwise = call.operations <= ELEMENTWISE
+    inputs = many_numbers(signature) if elementwise else sample_inputs(signature, 0 if texts else 1)
     try:
         call.run(*inputs)
-        known = counts or is_typical(signature)
+        known = elementwise or is_typical(signature)
         seconds = time_call(call.run, inputs) if known else float("inf")
-        steady = counts or known and is_steady(signature, call, seconds)
+        steady = elementwise or known and is_steady(signature, call, seconds)
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
@@ -4826,9 +4828,9 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
-    counts = call.operations <= ELEMENTWISE
+    elementwise = call.operations <= ELEMENTWISE
     for name, spec in signature.inputs.items():
-        if spec.shape is None and not counts:  # a wrong rank can end the process
+        if spec.shape is None and not elementwise:  # a wrong rank can crash the process
             return f"the rank of input '{name}' is not known"
     if has_strings(signature) and not all(
         spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
@@ -4839,14 +4841,14 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
-# What does the same to each number, whatever shape they come in: how many there are tells how long
-# it takes.
+# Operations that do the same to each number, in any shape: the count of numbers alone decides how
+# long they take.
 ELEMENTWISE = {
     *("Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp"),
     *("PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg"),
     *("Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast"),
 }
-# What makes of an input no more than its sizes tell, whatever its numbers are.
+# Operations whose time and output size follow from the input's sizes, whatever its values are.
 STEADY = ELEMENTWISE | {
     *("Abs", "ArgMax", "AvgPool", "BatchMatMulV2", "BiasAdd", "ConcatV2", "Conv2D"),
     *("DepthwiseConv2dNative", "Einsum", "Elu", "Equal", "Erf", "Exp", "ExpandDims", "Floor"),
@@ -4857,14 +4859,14 @@ STEADY = ELEMENTWISE | {
     *("SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sum", "Transpose", "Unpack"),
     *("_FusedConv2D", "_FusedMatMul"),
 }
-MANY = 8192  # as many numbers as some 16 KB of JSON hold
-SHORT_SECONDS = 0.0005  # of one row: what is less is short
-STEADY_SECONDS = 0.005  # the longest that many rows may take
-STEADY_BYTES = 1 << 20  # the most that they may be answered with
+MANY = 8192  # numbers in some 16 KB of JSON
+SHORT_SECONDS = 0.0005  # the longest that one row of a steady call may take
+STEADY_SECONDS = 0.005  # the longest that its many rows may take
+STEADY_BYTES = 1 << 20  # the largest answer to many rows
 
 
 def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool:
-    """Whether a request of up to MANY numbers is soon answered: tried with ever more rows.
+    """Whether a request of up to MANY numbers is answered fast, tried with ever more rows.
 
     `seconds` is the time of one row.
     """
@@ -4883,7 +4885,7 @@ def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool
 
 
 def many_numbers(signature: Signature) -> list[np.ndarray]:
-    """Made-up inputs as large as small requests get, in sizes that may be any."""
+    """Made-up inputs of about MANY numbers each, the most of a small request, if sizes are open."""
     samples = []
     for spec in signature.inputs.values():
         shape = [MANY] if spec.shape is None else [size or 1 for size in spec.shape]
@@ -4899,16 +4901,16 @@ def has_strings(signature: Signature) -> bool:
 
 
 def is_typical(signature: Signature) -> bool:
-    """Whether one made-up row takes as long as another: not of strings, nor as a picture of 1x1.
+    """Whether one made-up row takes as long as a real one: a string or a picture of 1x1 does not.
 
-    A scalar may say how much there is to do.
+    Nor is an input without rows typical: a scalar may say how much there is to do.
     """
     rows = all(spec.shape and None not in spec.shape[1:] for spec in signature.inputs.values())
     return rows and not has_strings(signature)
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
-    """Seconds of the quickest of up to 3 calls; of one that takes long, the first is enough."""
+    """Seconds of the fastest of up to 3 calls; a call that takes over 0.25 s is the last."""
     seconds = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -4922,7 +4924,7 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
-    Unknown sizes are 1, and what may have any number of dimensions has one.
+    Unknown sizes are 1, and an input of unknown rank has one dimension.
     """
     random = np.random.default_rng(0)
     samples = []
@@ -4943,9 +4945,9 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
 # --------------------------------------------------------------------------------------------------
 
 MOST_THREADS = 64  # of a model whose calls may take any time
-LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+LONG_SECONDS = 0.001  # from here on, a hand-over to another thread (30 us) is worth its time
 
-# What takes as long as its input, or somebody's code, wants.
+# Operations whose time depends on the input's values, on other calls or on user code.
 UNBOUNDED = {
     *(*PYTHON_CALLS, "While", "StatelessWhile", "NextIteration"),
     *("ReadFile", "WriteFile", "QueueDequeueV2"),
@@ -4953,43 +4955,43 @@ UNBOUNDED = {
 
 
 def may_take_long(call: SignatureCall) -> bool:
-    """Whether a call has threads of the model's own: a request leaves it at its deadline."""
+    """Whether a call needs the model's own threads, where a request leaves it at its deadline."""
     return not (call.bounded and call.seconds < LONG_SECONDS)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
-    """How many calls of a kind run at once: as many as cores of those that only compute.
+    """The number of threads for a call: as many as cores, if all it does is compute on the CPU.
 
     More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
-    prepared for each thread: on thirty threads it would be held thirty times.
+    prepared per thread: thirty threads would hold it thirty times.
     """
-    if call.kind == "batched":  # they wait for each other: as many as a config's `threads` may be
+    if call.kind == "batched":  # calls wait here for each other: as many as `threads` allows
         return 1000
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
     return usable_cores() if computes else MOST_THREADS
 
 
 class Workers:
-    """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
-    come first.
+    """A pool of up to `count` threads for the calls of one model, or for loads: threads start when
+    needed, jobs run first come, first served.
 
-    A request whose time is over is told so, and its call runs on. The threads end with `close`, or
-    when nobody holds this any more. Not concurrent.futures': a process that ends would wait for all
-    that still waits in it.
+    A request past its deadline gets an error, and its call runs on. The threads end with `close`,
+    or when nothing refers to the pool. Not a ThreadPoolExecutor: at its end, a process would wait
+    for all jobs that are queued in one.
     """
 
     def __init__(self, count: int, name: str):
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self.count, self.name = count, name
-        self.started = self.open = 0  # threads; jobs that are not done
+        self.started = self.open = 0  # threads started; jobs queued or running
         self._lock = threading.Lock()
-        self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+        self._after: Callable[[], Any] | None = None  # given to `close`: called after the last job
         weakref.finalize(self, self.jobs.put, None).atexit = False
 
     def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
 
-        ServingError at the deadline of `trace`; what waits then never runs.
+        Raises ServingError at the deadline of `trace`; if it still waits then, it never runs.
         """
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
@@ -5001,9 +5003,9 @@ class Workers:
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
     ) -> Future:
-        """Have a function run when a thread is free, unless it is not `wanted` then.
+        """Queue a function, to run when a thread is free, unless it is not `wanted` then.
 
-        ServingError after `close`, and where no thread can be had.
+        Raises ServingError after `close`, and if no thread at all can be started.
         """
         future: Future = Future()
         with self._lock:
@@ -5030,7 +5032,7 @@ class Workers:
                 future.set_result(function(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-        del future, function, arguments  # an error holds this frame: else they would wait for gc
+        del future, function, arguments  # an error's traceback holds this frame: break the cycle
         with self._lock:
             self.open -= 1
             after = None if self.open else self._after
@@ -5041,7 +5043,7 @@ class Workers:
             log_safely(logging.ERROR, "%s could not be ended", self.name, error=error)
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
-        """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
+        """End the threads after the queued jobs; the last job, or this if idle, calls `after`."""
         with self._lock:
             self._after, idle = after, not self.open
         self.jobs.put(None)
@@ -5050,20 +5052,20 @@ class Workers:
 
 
 def result_within(future: Future, seconds: float | None, text: str) -> Any:
-    """What a future brings; ServingError after so many seconds, and what waits then never runs."""
+    """A future's result; ServingError after `seconds`: if it still waits then, it never runs."""
     try:
         return future.result(seconds)
     except FutureTimeoutError:
-        if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
+        if future.done() and not future.cancelled():  # just now, or the function raised the error
             return future.result()
         future.cancel()
         raise ServingError(text, "DEADLINE_EXCEEDED") from None
 
 
 def do_jobs(jobs: queue.SimpleQueue) -> None:
-    """Do what comes, up to None, which is left for the other threads of these jobs.
+    """Run jobs until None comes, which is put back for the other threads.
 
-    While it waits it holds nothing: neither an answer, nor the `Workers`.
+    While waiting, it refers neither to an answer nor to the `Workers`, so that both can be freed.
     """
     while (job := jobs.get()) is not None:
         job()

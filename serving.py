@@ -5073,14 +5073,14 @@ def do_jobs(jobs: queue.SimpleQueue) -> None:
 
 # ==================================================================================================
 # Model manager
-# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all
-# versions.
+# In: a Config, first at the start and then at each reload. Out: a leased Servable for
+# (model, version or label); the states of all versions.
 # ==================================================================================================
 
 
 @dataclass
 class VersionState:
-    """What became of one version: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+    """The state of one version: START, LOADING, AVAILABLE, UNLOADING or END, and its error."""
 
     state: str = "START"
     error: str = ""
@@ -5088,13 +5088,13 @@ class VersionState:
     servable: Servable | None = None
     load_key: tuple | None = None
     load_seconds: float = 0.0
-    files: tuple = ()  # the fingerprint of what is loaded
-    failed_at: tuple | None = None  # the fingerprint of the files that failed
+    files: tuple = ()  # the fingerprint of the files that `servable` was loaded from
+    failed_at: tuple | None = None  # load key and fingerprint of the last failed load
 
 
 @dataclass(frozen=True)
 class Available:
-    """What readers see of one model: replaced as a whole, never changed."""
+    """The versions and labels of one model that readers see: replaced as a whole, never changed."""
 
     versions: Mapping[int, Servable]
     labels: Mapping[str, int]
@@ -5102,44 +5102,45 @@ class Available:
 
 @dataclass
 class Outcome:
-    """What one pass of the loader did; the messages of `errors` say where each is."""
+    """What one pass of the loader did; each message of `errors` begins with its JSON path."""
 
     config_missing: bool = False
     config_read: bool = False
     changed: bool = False
     errors: list[ServingError] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # problems that last, errors of an earlier pass
+    # Problems that an earlier pass reported as errors and that still hold.
+    told: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once.
+    """What requests need of a config, built once per config.
 
     Replaced as a whole when the config changes.
     """
 
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
-    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
-    families: Mapping[str, Any] = field(default_factory=dict)  # of model outputs, likewise
-    of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, with the built-in ones
+    families: Mapping[str, Any] = field(default_factory=dict)  # families of model outputs, likewise
+    of: Mapping[str, Any] = field(default_factory=dict)  # by extension name: its `prepare` result
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one pass of the loader does about one model."""
+    """One model in one pass of the loader."""
 
     model: ModelConfig
-    path: str  # of its config
-    polling: bool  # nobody has asked for it: changed files of what is loaded are not read
-    again: bool  # what is broken is tried again
+    path: str  # JSON path of the model's config
+    polling: bool  # a poll, not a reload: changed files of a loaded version are not loaded
+    again: bool  # broken versions are tried again although their files are the same
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
-        """Note what is wrong at a place below the model's: `.base_path`.
+        """Record a problem at a place below the model's JSON path, such as `.base_path`.
 
-        `.` where the problem names it.
+        `.` when `problem` itself begins with the option's name. `like` lends its code and status.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append(
@@ -5154,17 +5155,17 @@ NO_VERSION = (
 
 
 class Look(typing.NamedTuple):
-    """What can be known of a model of the config without loading it."""
+    """What a model's config and folders tell without loading it."""
 
     model: ModelConfig
     path: str
-    problems: list[str]  # as a reload tells them
+    problems: list[str]  # worded as a reload reports them
     folders: Mapping[int, Path] = {}
-    picked: dict[int, Path] | None = None  # the folders that its policy picks; None: it is refused
+    picked: dict[int, Path] | None = None  # the folders its policy picks; None: model refused
 
 
 def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
-    """Each model of a config as a pass of the loader would find it."""
+    """Yield each model of a config as a pass of the loader would find it."""
     places: dict[str, str] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
@@ -5195,7 +5196,7 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
 
 
 def missing_models(config: Config) -> list[str]:
-    """Which models deployments ask for that the config does not have."""
+    """One problem for each deployment whose model is not in the config."""
     return [
         f"$.deployments[{index}].model: no model is called '{deployment.model}'"
         for index, deployment in enumerate(config.deployments)
@@ -5204,9 +5205,9 @@ def missing_models(config: Config) -> list[str]:
 
 
 def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there.
+    """Problems of deployments that name a missing model, version or label.
 
-    `served` has the versions of the models whose folders can be read.
+    `served` maps each model whose folders can be read to its versions.
     """
     models = {model.name: model for model in config.models}
     problems = missing_models(config)
@@ -5224,9 +5225,9 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
 def check_pin(
     deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
 ) -> list[str]:
-    """What is wrong with the version of those served, or its label, that a deployment pins."""
+    """Problems of the version or label that a deployment pins; `versions` are those served."""
     pin, label = deployment.version, deployment.version_label
-    if pin and pin not in versions:  # 0 is the default where there is no such version
+    if pin and pin not in versions:  # 0 means the default version unless a version 0 exists
         return [
             f"{path}.version: version {pin} of {deployment.model} is not served; there "
             f"are: {list(versions)}"
@@ -5240,30 +5241,30 @@ def check_pin(
 
 
 def changed_fields(now: Any, wanted: Any) -> list[str]:
-    """The names of the options that two values of a kind differ in."""
+    """The names of the options in which two dataclass values of one type differ."""
     names = [field.name for field in dataclasses.fields(wanted)]
     return [name for name in names if getattr(now, name) != getattr(wanted, name)]
 
 
 def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
-    """The options that two values differ in, with what they were and what they would be.
+    """The options in which two values differ, each with its old and new value.
 
-    `restart` says that it takes one for the option to have an effect.
+    `restart` is true when the change takes effect only after a restart.
     """
-    starts = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
     return [
         {
             "option": name,
             "from": as_json(getattr(now, name)),
             "to": as_json(getattr(wanted, name)),
-            "restart": starts[name].endswith("(start)"),
+            "restart": docs[name].endswith("(start)"),
         }
         for name in changed_fields(now, wanted)
     ]
 
 
 def as_json(value: Any) -> Any:
-    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    """A config's value as JSON, without the program's own folders and the user's home folder."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -5274,7 +5275,7 @@ def as_json(value: Any) -> Any:
 
 
 def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
-    """Say in the log which options of a config that is taken over have no effect as yet."""
+    """Log which changed server options take effect only after a restart."""
     for one in tell_changed(now, wanted):
         if one["restart"]:
             text = "$.server.%s: changed; it takes effect at a restart"
@@ -5282,25 +5283,25 @@ def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
 
 
 def label_files(config: Config) -> list[tuple[int, int] | None]:
-    """What tells that the files of a config's label maps have changed: size and time of each."""
+    """Size and modification time (ns) of each label map's file, to notice changes; None without."""
     found: list[tuple[int, int] | None] = []
     for deployment in config.deployments:
         status = None
-        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, no path, no file
+        with contextlib.suppress(OSError, ValueError, TypeError):  # missing, or not a path at all
             status = os.stat(deployment.label_map)  # type: ignore[arg-type]
         found.append(status and (status.st_size, status.st_mtime_ns))
     return found
 
 
 def state_text(error: BaseException) -> str:
-    """Why something cannot be served, for a state: without the folders of this machine.
+    """Why something cannot be served, as a version's state reports it: without private folders.
 
-    Of a LoadError the model's own paths stay, as the reason has them.
+    A ServingError's text keeps the model's own paths, which are part of the reason.
     """
     return hide_paths(error.message if isinstance(error, ServingError) else explain(error))
 
 
-Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
+Steps = Iterator[Sequence[Future]]  # work in steps: yields the futures its next step waits for
 
 
 CONFIG_MISSING = "Config file not found or cannot open."
@@ -5309,14 +5310,15 @@ CONFIG_MISSING = "Config file not found or cannot open."
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
-    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What
-    takes long, the loads, runs in a few threads of the pass, so that no model waits for another.
-    Readers take the reference in `available` and a lease, so they never wait for a load: the loader
-    builds aside and assigns. `load`, which several threads call at once, and `list_versions` are
-    arguments, so that tests need neither TensorFlow nor sleep.
+    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. The
+    loads, which take long, run in a thread pool of the pass, so that no model waits for another.
+    Readers read `available` once and take a lease, so they never wait for a load: the loader builds
+    a new mapping aside and assigns it. `load`, which several threads call at once, and
+    `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    _process: int | None = None  # where models were loaded, by any: TensorFlow lives there alone
+    # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
+    _process: int | None = None
 
     def __init__(
         self,
@@ -5334,18 +5336,18 @@ class ModelManager:
         self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
         self._label_files = label_files(config)
-        self.prepared = prepare(config)  # what requests need of the config, made ready once
-        self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self.path, self._text = path, text  # as it was looked at last
-        self.text = text  # of the config in force
+        self.prepared = prepare(config)
+        self._poll_seconds = poll_seconds  # from the command line; overrides the config's value
+        self.path, self._text = path, text  # the config file, and its bytes when last read
+        self.text = text  # bytes of the config in force
         self._load, self.list_versions = load, list_versions
         self._config_failed = False
-        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._config_error = self._missing = ""  # why the file's present text is not in force
         self._problems: tuple[str, ...] = ()  # of the last pass
-        self._said: set[str] = set()  # what the log need not repeat
+        self._said: set[str] = set()  # texts that the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
-        self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._refused: dict[str, str] = {}  # by model: what in its config keeps it from loading
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
@@ -5353,7 +5355,7 @@ class ModelManager:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
-        self._ending, self._ended = threading.Event(), False  # load nothing more; all is unloaded
+        self._ending, self._ended = threading.Event(), False  # `stop` was called; its job is done
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
@@ -5368,9 +5370,7 @@ class ModelManager:
         )
 
     def prepare_again(self) -> None:
-        """Make ready anew what requests need of the config,
-        after something was added from Python.
-        """
+        """Build `prepared` again, after an endpoint was registered from Python."""
         self.prepared = self._prepare(self.config)
 
     # --- readers --------------------------------------------------------------------------------
@@ -5385,11 +5385,11 @@ class ModelManager:
     ) -> Iterator[tuple[int, Servable]]:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
-        It is not freed meanwhile. Raises NotFound or BadRequest.
+        The servable is not freed before the `with` block ends. Raises NotFound or BadRequest.
         """
         number, servable = self.find(model, version, label, trace)
         while not servable.acquire():
-            # retired between the look and the lease: the table has a newer one
+            # retired between `find` and `acquire`: `available` has a newer one by now
             number, servable = self.find(model, version, label, trace)
         try:
             if not trace.model:
@@ -5401,12 +5401,12 @@ class ModelManager:
     def find(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> tuple[int, Servable]:
-        """What `lease` would yield, not leased."""
+        """The version and servable that `lease` would yield, without a lease."""
         if model not in self.available and model in self._tried:
             self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
-        if self.config.is_pipeline(model):  # those have neither versions nor labels
+        if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
             version, label = 1, None
             if 1 not in versions:
                 raise NotFound("Pipeline is not loaded yet")
@@ -5427,8 +5427,8 @@ class ModelManager:
         """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
         long.
 
-        A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
-        waits as long as it takes.
+        A request waits for up to `load_wait_seconds`. A call from Python, whose trace has no
+        deadline, keeps no client waiting, so it waits as long as the load takes.
         """
         tried, trace.waited = self._tried[model], True
         if trace.deadline < math.inf:
@@ -5447,20 +5447,20 @@ class ModelManager:
         return labels[label]
 
     def states(self) -> dict[str, dict[int, VersionState]]:
-        """Every version of every model ever configured here, by model, by version."""
+        """The state of every version of every model ever configured, by model and version."""
         return {
             model: dict(versions) or self._refusal(model)
             for model, versions in sorted(self._states.copy().items())
         }
 
     def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Why a model of no known versions is refused, as of version 0, which stands for none."""
+        """Why a model without known versions is refused, reported as its version 0."""
         reason = self._refused.get(model)
         return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
-        """What of the config is not there: models, pipelines and handlers,
-        and deployments of models that are not configured.
+        """Configured models and pipelines that are not available, and deployments that cannot
+        answer, each with its reason where one is known.
         """
         names = self.config.served_names
         known = self._absent | self._refused
@@ -5481,18 +5481,18 @@ class ModelManager:
 
     @property
     def config_problem(self) -> str:
-        """Why the config file as it is now is not in force; empty where it is."""
+        """Why the config file's present text is not in force; "" when it is."""
         return self._missing or self._config_error
 
     @property
     def problems(self) -> list[str]:
-        """What of the config could not be brought about when the loader last looked."""
+        """What was wrong with the config or could not be loaded in the loader's last pass."""
         return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
-        """Why deployments cannot answer, by id: their config, or their model beside it.
+        """By deployment id, why it cannot answer: its own config, or that its model does not fit.
 
-        Nothing is waited for: of a model that is not loaded nothing is said.
+        Waits for nothing: a deployment whose model is not loaded yet counts as without a problem.
         """
         problems = {}
         for name, ready in self.prepared.deployments.items():
@@ -5501,7 +5501,7 @@ class ModelManager:
         return problems
 
     def _problem_of(self, ready: Any) -> str:
-        """Why the loaded versions of a deployment's model cannot answer for it; or ""."""
+        """Why the loaded versions of a deployment's model cannot answer for it; "" if they can."""
         deployment = ready.config
         available = self.available.get(deployment.model)
         if available is None:
@@ -5512,7 +5512,7 @@ class ModelManager:
         where = deployment.model, deployment.version, deployment.version_label
         try:
             servable = self.find(*where)[1]
-        except ServingError:  # it goes just now: the next look finds it gone
+        except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
         return ready.problem_of(servable)
 
@@ -5520,7 +5520,7 @@ class ModelManager:
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
-        if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
+        if self._thread is not None and self._thread.is_alive():  # a forked process has no threads
             return
         if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
@@ -5538,9 +5538,9 @@ class ModelManager:
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
-        """Bring everything up to date now, broken versions tried again.
+        """Have the loader do a pass now, which also tries broken versions again.
 
-        Returns when the loader has done it.
+        Returns when the pass is over.
         """
         begins = self._thread is None
         self.start()
@@ -5549,27 +5549,28 @@ class ModelManager:
         return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Stop loading, let running requests finish (or not wait for them),
-        free every model that is idle.
+        """Stop loading and free every model that no request uses.
+
+        With `drain`, running requests finish first, within `drain_seconds`.
         """
         self._ending.set()
         if self._thread is None:
-            self.first_pass_done.set()  # there will be none
+            self.first_pass_done.set()  # there will be no first pass to wait for
         elif self._thread.is_alive():
             self.run_in_loader(functools.partial(self.unload_all, drain))
             self._thread.join()
 
     def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
-        """Have the loader thread do a job; returns when it is done, raises what it raises.
+        """Have the loader thread do a job; returns what the job returns, raises what it raises.
 
-        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
+        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job still runs, later.
         """
         future: Future = Future()
         self._jobs.put((lambda _: job(), future))
         return self.await_job(future, timeout)
 
     def await_job(self, future: Future, timeout: float = math.inf) -> Any:
-        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
+        """Wait for a job of the loader thread; returns what the job returns, raises its error."""
         deadline = time.monotonic() + timeout
         while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
             self.require_loader()
@@ -5585,24 +5586,24 @@ class ModelManager:
             raise ServingError("The server is stopping", "UNAVAILABLE")
 
     def poll_seconds(self) -> float:
-        """How often the loader looks at the files by itself; 0 for never."""
+        """Seconds between two polls of the config and the version folders; 0 for no polls."""
         if self._poll_seconds is not None:
             return self._poll_seconds
         return self.config.server.file_system_poll_wait_seconds
 
     def patience(self) -> float | None:
-        """How long the loader waits for a job before it looks by itself; None for ever."""
+        """Seconds that the loader waits for a job before it calls `look`; None for ever."""
         return self.poll_seconds() or (1 if self._draining else None)
 
     def look(self) -> None:
-        """What the loader does when nobody has asked for anything."""
+        """Poll the files, or only free retired servables: what the loader does without a job."""
         if self.poll_seconds():
             self.refresh(polling=True)
         else:
             self._drain()
 
     def do(self, job: Callable[["ModelManager"], Any], future: Future) -> bool:
-        """Do a job in the loader's thread; False when it was the last."""
+        """Do a job in the loader thread; False when it was the last job."""
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
@@ -5613,8 +5614,8 @@ class ModelManager:
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
 
-        Without `polling` a broken config and broken versions are tried again though their files are
-        the same; with it broken versions are where the config is another.
+        A reload tries a broken config and broken versions again although their files are the same;
+        a pass with `polling` tries broken versions again only when the config has changed.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -5626,7 +5627,7 @@ class ModelManager:
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
         for error in outcome.errors if not self._ending.is_set() else ():
-            # a load that the end cut short says nothing of the model
+            # while the server stops, a load that was cut short says nothing about the model
             self._say_once(logging.ERROR, error.message)
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
@@ -5636,18 +5637,18 @@ class ModelManager:
         return outcome
 
     def _say_once(self, level: int, text: str) -> None:
-        """Log a text, unless the pass before said it already; notes are said once and for all."""
+        """Log a text once: an error again after a pass without it, a note never again."""
         if text not in self._said:
             log_safely(level, "%s", text)
             self._said.add(text)
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
-        """Take over the config file if its bytes changed; a wrong one changes nothing."""
+        """Put the config file in force if its bytes changed; a wrong config changes nothing."""
         text = self.read_text(outcome, polling)
         self._missing = CONFIG_MISSING if outcome.config_missing else ""
         if self.path is None or text is None:
             return
-        # until the pass is over: one that stops short is tried again by the next reload
+        # `refresh` clears the flag at the end: after a pass that fails midway, a reload reads again
         self._text, self._config_failed = text, True
         try:
             config = load_config(self.path, text, type(self.config))
@@ -5663,8 +5664,8 @@ class ModelManager:
             outcome.errors += error.all()
 
     def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
-        """The text of the config file, if a pass takes it up; one that was asked for does so where
-        the files of label maps have changed, too.
+        """The bytes of the config file if a pass is to read it, else None: when they have changed,
+        and in a reload also after a failure or when files of label maps have changed.
         """
         if self.path is None:
             return None
@@ -5679,17 +5680,17 @@ class ModelManager:
         return text if outcome.config_read else None
 
     def has_other_labels(self) -> bool:
-        """Whether files of label maps have changed since they were read."""
+        """Whether any label map's file has changed since it was read."""
         return self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
     ) -> dict[str, list[int]]:
-        """The versions that a pass would load, load anew and unload, were a model so, and were
-        these its versions; None for a model that goes.
+        """The versions that a pass would load, reload and unload if `model` were a model's config
+        and `folders` its versions; `model` is None for a model that the config drops.
         """
         loaded = {v: state for v, state in self.states().get(name, {}).items() if state.servable}
-        both = [version for version in folders if version in loaded]
+        kept = [version for version in folders if version in loaded]
 
         def is_stale(version: int) -> bool:
             state = loaded[version]
@@ -5699,12 +5700,12 @@ class ModelManager:
 
         return {
             "load": sorted(folders.keys() - loaded.keys()),
-            "reload": sorted(filter(is_stale, both)),
+            "reload": sorted(filter(is_stale, kept)),
             "unload": sorted(loaded.keys() - folders.keys()),
         }
 
     def _expect_models(self) -> None:
-        """Make room for the config's models, so that requests know which ones are still to come."""
+        """Register the config's models, so that requests for them wait for their first load."""
         for name in self.config.served_names:
             self._tried.setdefault(name, threading.Event())
             self._states.setdefault(name, {})
@@ -5712,11 +5713,11 @@ class ModelManager:
     def show_pipeline(
         self, name: str, servable: Servable | None, error: str, outcome: Outcome
     ) -> None:
-        """Let readers see a pipeline as version 1 of its name, or why it is not there."""
+        """Publish a pipeline as version 1 of its name, or record why it is not available."""
         state = self._states[name].setdefault(1, VersionState())
         state.servable, state.error = servable, hide_paths(error)
         state.state = "AVAILABLE" if servable else "LOADING"
-        # OpenVINO Model Server's code for a pipeline that cannot be
+        # OpenVINO Model Server's code for a pipeline that is not available
         state.error_code = "FAILED_PRECONDITION"
         others = {key: value for key, value in self.available.items() if key != name}
         outcome.changed |= (name in self.available) != (servable is not None)
@@ -5724,19 +5725,19 @@ class ModelManager:
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
-        """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        """Load and retire versions of all models, several at once; none waits for a hanging one."""
         for name in without_effect(self.config):
             self._say_once(logging.WARNING, f"note: $.{name}: {NO_EFFECT}")
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
-            again = not polling or outcome.config_read  # with other modules, it may be
+            again = not polling or outcome.config_read  # a new config may name other modules
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
                 for index, model in enumerate(self.config.models)
             ]
             self._take_turns(self._begin(visits))
         outcome.changed |= any(visit.outcome.changed for visit in visits)
-        for visit in visits:  # in the config's order, whichever ended first
+        for visit in visits:  # errors in the config's order, not in that of the loads
             outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
         outcome.errors += map(LoadError, missing_models(self.config))
@@ -5751,7 +5752,7 @@ class ModelManager:
             ]
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
-        """The work on each model, by name, not begun; a name that is taken already is refused."""
+        """The steps for each model, by name, not yet begun; refuses a name already taken."""
         places: dict[str, str] = {}
         steps: dict[str, Steps] = {}
         for visit in visits:
@@ -5764,15 +5765,15 @@ class ModelManager:
         return steps
 
     def _take_turns(self, steps: Mapping[str, Steps]) -> None:
-        """Go on with each model as soon as the loads that it waits for are over."""
+        """Run each model's next step as soon as the loads it waits for are over."""
         loads: dict[str, Sequence[Future]] = {name: () for name in steps}
         while loads:
             running = {load for waited in loads.values() for load in waited if not load.done()}
             ready = [name for name, waited in loads.items() if running.isdisjoint(waited)]
             for name in ready:
-                following = next(steps[name], None)
-                if following is not None:
-                    loads[name] = following
+                next_loads = next(steps[name], None)
+                if next_loads is not None:
+                    loads[name] = next_loads
                     continue
                 del loads[name]
                 self._tried[name].set()
@@ -5780,7 +5781,7 @@ class ModelManager:
                 wait(running, return_when=FIRST_COMPLETED)
 
     def _refresh_model_safely(self, visit: Visit) -> Steps:
-        """As `_refresh_model`; what is unforeseen ends it, and the other models go on."""
+        """Like `_refresh_model`, but an unexpected error ends this model's steps alone."""
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
@@ -5788,7 +5789,7 @@ class ModelManager:
             visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:
-        """Load the versions that the policy picks, passing over broken ones; retire the others."""
+        """Load the versions that the policy picks, skipping broken ones; retire the others."""
         model, states = visit.model, self._states[visit.model.name]
         folders = None if self._ending.is_set() else self._find_folders(visit)
         if folders is None:
@@ -5805,7 +5806,7 @@ class ModelManager:
             version: servable for version in picked if (servable := states[version].servable)
         }
         if broken and not serving and model.name in self.available:
-            return  # nothing to take over: the old ones stay
+            return  # all new versions are broken: the old ones keep serving
         labels = {
             label: number for label, number in model.version_labels.items() if number in serving
         }
@@ -5815,32 +5816,32 @@ class ModelManager:
         self._publish(model.name, serving, labels, broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
-        """Load those of some versions that are to be loaded, all at once, and tell what failed.
+        """Load those of `folders` that are new or changed, all at once, and report what failed.
 
-        Only the loads run in the pass's threads; what they end in is noted here, by the loader's
-        thread.
+        Only the loads run in the pass's thread pool; their results are recorded here, in the
+        loader thread.
         """
         model, states = visit.model, self._states[visit.model.name]
-        wanted = {}
+        to_load = {}
         for version, folder in folders.items():
             files = self._files_to_load(visit, version, folder)
             if files is not None:
-                wanted[version] = files
-        if wanted and self.config.server.aspired_version_policy == "resource_preserving":
+                to_load[version] = files
+        if to_load and self.config.server.aspired_version_policy == "resource_preserving":
             yield [
-                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))
+                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(to_load)))
             ]
-        loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
+        loads = {version: self._begin_load(visit, version, folders[version]) for version in to_load}
         yield list(loads.values())
         for version, load in loads.items():
-            self._end_load(visit, version, wanted[version], load)
+            self._end_load(visit, version, to_load[version], load)
         for version in folders:
             if states[version].failed_at is not None:
                 reason = states[version].error
                 visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
 
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
-        """The folders of a model's versions; None where what is loaded is to keep serving."""
+        """The folders of a model's versions; None when the loaded versions are to stay as is."""
         model = visit.model
         for name in without_effect(model):
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
@@ -5876,7 +5877,7 @@ class ModelManager:
         return None
 
     def _refuse(self, visit: Visit) -> None:
-        """Say, also of its versions, why a model cannot be served as it is written."""
+        """Report, for the model and each of its versions, why its config cannot be served."""
         model, problem = visit.model, visit.model.problem
         visit.fail(".", problem)
         self._refused[model.name] = problem
@@ -5892,7 +5893,7 @@ class ModelManager:
     def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
         """The fingerprint of a version that is to be loaded.
 
-        None where it is, or would fail as before.
+        None when the version is loaded already, or would fail as before.
         """
         model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
@@ -5903,7 +5904,7 @@ class ModelManager:
         )
         same = contents(files) == contents(state.files)
         if state.servable and state.load_key == model.load_key and (visit.polling or same):
-            if not same:  # perhaps half copied: only the operator knows when it is whole
+            if not same:  # perhaps half copied: only the operator knows when the copy is done
                 self._say_once(logging.WARNING, note)
             state.error, state.failed_at = "", None
             return None
@@ -5924,14 +5925,14 @@ class ModelManager:
         return visit.pool.submit(load)
 
     def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
-        """Note what became of a load; an older load of that version serves on where it failed."""
+        """Record the result of a load; after a failed one, the version's older servable stays."""
         model, state = visit.model, self._states[visit.model.name][version]
         visit.outcome.changed = True
         error = load.exception()
-        if error is not None:  # a model may fail in any way; it must not take the loader with it
+        if error is not None:  # of any kind: a broken model must not end the loader
             log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
-            # the next poll tries again, though the files are the same
+            # when the process is out of file descriptors, the next poll tries the same files again
             state.failed_at = (model.load_key, None if lacks_files(error) else files)
             return
         if state.servable:
@@ -5939,7 +5940,7 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        kinds = "; ".join(
+        calls = "; ".join(
             f"{name}: {call}" for name, call in state.servable.describe_calls().items()
         )
         log_safely(
@@ -5948,7 +5949,7 @@ class ModelManager:
             model.name,
             version,
             state.servable.device or "demand",
-            kinds or "-",
+            calls or "-",
         )
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
@@ -5965,7 +5966,7 @@ class ModelManager:
         return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
-        """Wait for the requests on withdrawn servables, as long as may be, and free those."""
+        """Free withdrawn servables when their requests are done, within `drain_seconds`."""
         deadline = time.monotonic() + self.config.server.drain_seconds
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
@@ -5978,8 +5979,9 @@ class ModelManager:
         broken: set[int],
         outcome: Outcome,
     ) -> None:
-        """Let readers see the new versions (one assignment),
-        then send the others into retirement.
+        """Show the new versions to readers in one assignment, then retire all others.
+
+        Versions in `broken` keep their state and their error.
         """
         available = Available(serving, labels)
         if self.available.get(name, Available({}, {})) != available:
@@ -6001,7 +6003,8 @@ class ModelManager:
     def _drain(self, patient: bool = True) -> None:
         """Wait for the requests on retired servables, then free them.
 
-        What takes too long is left for the next pass.
+        A servable still in use after `drain_seconds`, or at once without `patient`, stays for the
+        next pass.
         """
         waiting, self._draining = self._draining, []
         deadline = time.monotonic() + (self.config.server.drain_seconds if patient else 0)
@@ -6020,9 +6023,10 @@ class ModelManager:
 
 
 def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> None:
-    """Do a manager's jobs, one after the other, to the last: the loader's thread.
+    """Do a manager's jobs one after the other until the last: the body of the loader thread.
 
-    While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
+    While it waits it holds only a weak reference, so that a manager nobody else uses is freed and
+    the thread ends.
     """
     while (manager := found()) is not None:
         seconds = manager.patience()
@@ -6038,9 +6042,10 @@ def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> Non
 
 
 def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: threading.Event) -> None:
-    """End a loader whose manager nobody holds any more, or whose process ends.
+    """End the loader thread of a manager that is freed, or whose process ends.
 
-    At the end of a process it is waited for: TensorFlow aborts one that ends within a load.
+    At the end of the process, wait for the thread: TensorFlow aborts a process that exits during
+    a load.
     """
     ending.set()
     jobs.put((ModelManager.unload_all, Future()))

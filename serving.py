@@ -6056,15 +6056,14 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
 # ==================================================================================================
 # Inference
 # In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
-# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they
-# surprise.
+# Error texts and the order of the checks are TensorFlow Serving's.
 # ==================================================================================================
 
 
 def signature_name(body: Any) -> str:
-    """The signature a request asks for; `` is the default.
+    """The signature a request asks for; an empty name means `serving_default`.
 
-    Raises BadRequest when the body is no object.
+    Raises BadRequest when the body is not a JSON object, or the name not a string.
     """
     if not isinstance(body, dict):
         raise BadRequest(f"{show(body)} Is not object")
@@ -6083,8 +6082,8 @@ def predict(
     wanted: Sequence[str] = (),
     trace: Trace = UNTRACED,
 ) -> dict[str, Any]:
-    """Answer a predict request: `predictions` for `instances` (rows),
-    `outputs` for `inputs` (columns); of `wanted` outputs only.
+    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs`
+    (columns). `wanted` names the outputs to answer; empty means all of them.
     """
     signature = servable.signatures.get(name)
     if signature is None:
@@ -6113,26 +6112,26 @@ def predict(
 
 
 def require_writable(signature: Signature) -> None:
-    """Raise BadRequest for an output that JSON cannot hold, before anything is called.
+    """Raise BadRequest for an output dtype that JSON cannot hold, before the model runs.
 
     The text is TensorFlow Serving's.
     """
     for spec in signature.outputs.values():
-        told = spec.dtype != "DT_INVALID"  # a pipeline's function says nothing of its outputs
-        if told and spec.dtype not in NUMPY_DTYPES:
+        known = spec.dtype != "DT_INVALID"  # a pipeline's function does not declare its dtypes
+        if known and spec.dtype not in NUMPY_DTYPES:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
 def refuse_complex(array: np.ndarray) -> None:
-    """As `require_writable`, of an output of a pipeline's function, when it is there."""
+    """Raise BadRequest for a complex array, from a function that declares no output dtypes."""
     if array.dtype.kind == "c":
         raise BadRequest(f"Failed to write JSON value for tensor type: {array.dtype.name}")
 
 
 def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
-    """The signature with some of its outputs, in its own order.
+    """The signature with only the `wanted` outputs, in the signature's order.
 
-    Raises BadRequest for names it does not have.
+    Raises BadRequest for an output that the signature does not have.
     """
     if unknown := [name for name in wanted if name not in signature.outputs]:
         raise BadRequest(
@@ -6237,8 +6236,8 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
 
 
 def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
-    """An output as the answer holds it: itself, or base64 objects when it is
-    binary by its name (`..._bytes`).
+    """An output as the answer holds it: the array itself, or nested lists of `{"b64": ...}` for a
+    string output whose name ends in `_bytes`.
     """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         if spec.dtype == "DT_INVALID":
@@ -6280,9 +6279,10 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(
     body: dict[str, Any], allowance: Allowance
 ) -> list[Mapping[str, tuple[str, list]]]:
-    """Read `examples` with the features of `context` that they lack, which count for each of them.
+    """Read `examples`; each takes from `context` the features it lacks, and their bytes are counted
+    once per example.
 
-    TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
+    As in TensorFlow Serving an example's own feature wins, though its guide forbids it in both.
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -6301,7 +6301,7 @@ def decode_examples(
 
 
 def size_of_features(features: Mapping[str, tuple[str, list]]) -> int:
-    """Bytes that features take in a tf.train.Example, about."""
+    """Roughly the bytes that features take in a tf.train.Example."""
     return sum(
         len(name) + sum(8 + (len(value) if kind == "bytes" else 0) for value in values)
         for name, (kind, values) in features.items()
@@ -6331,7 +6331,7 @@ def decode_features(example: Any) -> dict[str, tuple[str, list]]:
 
 
 def decode_feature(name: str, value: Any) -> tuple[str, Any]:
-    """One feature value with its kind; integers are never made floats."""
+    """The kind of a feature value, and the value; an integer is never converted to a float."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int):  # true and false among them
         if not -(2**63) <= value < 2**63:
@@ -6413,7 +6413,7 @@ def check_classification(signature: Signature, text: str) -> None:
 def check_class_tensor(
     array: np.ndarray, spec: TensorSpec, dtype: str, count: int
 ) -> tuple[int, ...]:
-    """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
+    """Check that classes or scores are [examples, classes] of `dtype`; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
     require(spec.dtype == dtype, f"Expected {spec.name} Tensor of {dtype}. Got: {spec.dtype}")
@@ -6453,7 +6453,7 @@ def regress(
 
 # ==================================================================================================
 # Keys
-# In: the config's keys, a request's headers. Out: who calls, or a ServingError.
+# In: the config's keys, a request's headers. Out: the caller's key, or a ServingError.
 # ==================================================================================================
 
 
@@ -6463,19 +6463,19 @@ def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Servi
 
 
 def digest(key: str) -> str:
-    """What a config stores of a key: its SHA-256 as hexadecimal digits."""
+    """The SHA-256 of a key in hexadecimal digits, which a config stores in place of the key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def tokens_of(headers: Any) -> list[str]:
-    """The keys that a request's headers hold."""
+    """The keys in a request's Authorization and x-api-key headers."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     sent = (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
     return [token.strip() for token in sent if token.strip()]
 
 
 def list_expired(config: Config) -> list[Key]:
-    """The keys that have expired; not those that are disabled."""
+    """The expired keys among those that are not disabled."""
     now = datetime.datetime.now(datetime.timezone.utc)
     keys = [key for key in config.auth.keys if not key.disabled]
     return [key for key in keys if key.expiry and key.expiry <= now]
@@ -6485,8 +6485,8 @@ class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
     `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
-    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none
-    left.
+    `take(name, calls, period)` counts a call; it returns None, or the seconds to wait when the
+    quota is used up.
     """
 
     def __init__(
@@ -6501,7 +6501,7 @@ class KeyRing:
         self._take, self._clock = take, clock
 
     def find(self, token: str) -> Any | None:
-        """The key that a token is; every stored digest is compared, each in constant time."""
+        """The key of a token, or None; compares every stored digest, each in constant time."""
         given, found = bytes.fromhex(digest(token)), None
         for stored, key in self._keys:
             if hmac.compare_digest(given, stored):
@@ -6511,10 +6511,11 @@ class KeyRing:
     def check(
         self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
     ) -> Any:
-        """The key of a call that may reach one of some deployments, `counted` against its quota.
+        """The key of a call, if it is for one of the deployments `reached`; counts the call against
+        the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted: it lists what the key is for. Raises
-        ServingError, whose text never tells a key.
+        With None any valid key will do and the call is not counted, since it only lists what the
+        key is for. Raises ServingError, whose text never contains the key itself.
         """
         if not any(tokens):
             raise unauthorized(
@@ -6549,7 +6550,7 @@ class KeyRing:
     def _count(self, key: Any) -> None:
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
-        # exactness is what a quota promises: a call that cannot be counted is not let in
+        # a quota promises an exact count: a call that cannot be counted is refused
         except OSError as error:
             text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
             raise ServingError(text, "UNAVAILABLE", headers={"Retry-After": "5"}) from None
@@ -6578,17 +6579,17 @@ MOST_ROUTINES = 64  # in one chain
 
 
 def default_of(option: Any) -> Any:
-    """What a field of a config is, where the config does not say."""
-    made = option.default_factory
-    return option.default if made is dataclasses.MISSING else made()
+    """The default value of a config's dataclass field."""
+    factory = option.default_factory
+    return option.default if factory is dataclasses.MISSING else factory()
 
 
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
 
-    `models` has what was found out about each servable, or why it cannot be shown pictures;
-    `problem` says what of the config cannot be, `path` where it stands.
+    `models` caches by servable its ImageModel, or the ValueError that says why it takes no
+    pictures. `problem` says what is wrong with the config, `path` is the deployment's JSON path.
     """
 
     config: Any
@@ -6600,9 +6601,9 @@ class ReadyDeployment:
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
-        """How pictures are shown to a servable.
+        """The ImageModel that shows pictures to a servable.
 
-        Raises ValueError when it takes none, or nothing tells what its outputs are.
+        Raises ValueError when the servable takes no pictures or its outputs cannot be identified.
         """
         model = self.models.get(servable)
         if model is None:
@@ -6610,7 +6611,7 @@ class ReadyDeployment:
                 labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
-                if isinstance(error.__cause__, OSError):  # it may pass by: the next one reads again
+                if isinstance(error.__cause__, OSError):  # perhaps temporary: not cached
                     raise
                 model = error
             self.models[servable] = model
@@ -6619,7 +6620,7 @@ class ReadyDeployment:
         return model
 
     def problem_of(self, servable: Any) -> str:
-        """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
+        """Why a servable cannot answer for this deployment, with the JSON path to fix; or ""."""
         try:
             self.model_of(servable)
         except ValueError as error:
@@ -6627,8 +6628,8 @@ class ReadyDeployment:
         return ""
 
     def tell(self, error: ValueError) -> str:
-        """What `model_of` has raised, with its place; "" where that takes nothing away: a config
-        that says nothing of pictures may name a model for /model-serving.
+        """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
+        deployment sets no picture options: it may exist only for /model-serving.
         """
         if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
             return ""
@@ -6642,9 +6643,9 @@ class ReadyDeployment:
         )
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
-        """The deployment's label map; where it names none, the one that the model's folder has.
+        """The deployment's labels; without a label map of its own, those in the model's folder.
 
-        Raises ValueError.
+        Raises ValueError for a label file that cannot be read.
         """
         if self.config.label_map is not None or folder is None:
             return self.labels
@@ -6661,11 +6662,11 @@ class ReadyDeployment:
             raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
-        """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
+        """Build the ImageModel of a signature; raises ValueError as `model_of` does."""
         config = self.config
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
-        given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
+        boxes = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
         model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
@@ -6678,7 +6679,7 @@ class ReadyDeployment:
             options=input_options(config),
             most=config.max_detections,
             operations=signature.operations,
-            boxes=given,
+            boxes=boxes,
             classes_from=config.classes_from,
             planes=config.planes,
             activation=config.activation,
@@ -6695,7 +6696,7 @@ class ReadyDeployment:
 
 
 def input_options(config: Any) -> Any:
-    """What a deployment's config says of its model's input."""
+    """The options of a deployment's config that describe its model's input."""
     kind = routines.InputOptions
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
@@ -6703,9 +6704,10 @@ def input_options(config: Any) -> Any:
 def prepare_deployment(
     config: Any, path: str, kinds: Mapping[str, type], families: Mapping[str, Any]
 ) -> ReadyDeployment:
-    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+    """Read the labels and build the routines of a deployment's config.
 
-    Raises ConfigError for a wrong routine or family.
+    A wrong label map makes this deployment alone unavailable, as its `problem`. Raises ConfigError
+    for a wrong routine or family.
     """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
     if config.family is not None and config.family not in families:
@@ -6720,7 +6722,7 @@ def prepare_deployment(
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:
-    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    """Class names by id. Raises ValueError, whose text has the file's name without its folder."""
     name = Path(label_map).name if isinstance(label_map, str) else ""
     try:
         return routines.load_labels(label_map, Path())
@@ -6766,8 +6768,8 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
 
 
 def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
-    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
-    order that they are declared in, as `args`.
+    """A routine's arguments by name. A request may give them under `arguments` or `kwargs`, beside
+    `name`, or as a list `args` in the order of the routine's fields.
     """
     given: dict[str, Any] = {
         key: value
@@ -6796,7 +6798,7 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
-    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
+    """A deployment by id, or the default one. Raises NotFound; UNAVAILABLE if it has a problem."""
     ready = server.prepared.deployments
     if not ready:
         raise NotFound("There is no deployment: the config has none under 'deployments'")
@@ -6813,13 +6815,13 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
 
 
 def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
-    """How the server reads pictures; `options` are those of one request."""
+    """The limits for reading pictures: the config's, and `options` of one request."""
     return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 
 
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
-    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    """Turn an ImageError into a BadRequest: 400, or 413 for a picture over a limit."""
     try:
         yield
     except routines.ImageError as error:
@@ -6828,8 +6830,8 @@ def image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
-    """Answer 400 for a routine that this model or picture has nothing for; 503 where the model can
-    do nothing for one of the deployment's own.
+    """Turn a RoutineError into an answer: 503 when the deployment's model never gives what one of
+    the deployment's own routines needs, else 400.
     """
     try:
         with errors_only("a routine"):
@@ -6853,8 +6855,8 @@ def answer_pictures(
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
 
-    `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
-    `version` or a `version_label` to ask in place of the deployment's own.
+    `warn` is called with each warning of the routines, since a drawn picture has no place for it.
+    `which` has a `version` or `version_label` to ask in place of the deployment's own.
     """
     ready, own = find_deployment(server, deployment), asked_chain(server, chain)
     images = image if isinstance(image, list) else [image]
@@ -6883,7 +6885,7 @@ def answer_pictures(
 
 
 def asked_chain(server: "ModelServer", chain: Any) -> list[Any]:
-    """The routines of a request; raises BadRequest."""
+    """Build the routines of a request; raises BadRequest."""
     try:
         return read_chain(chain, server.prepared.routines)
     except ConfigError as error:
@@ -6902,7 +6904,7 @@ def ask_version(
 
 
 def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
-    """Count the picture that is drawn into, its copy, and what is half clear."""
+    """Count the memory of drawing: per picture a canvas, its copy and a transparent overlay."""
     if form in ("png", "jpeg"):
         allowance.take(3 * sum(view.drawn.nbytes for view in views))
 
@@ -6922,7 +6924,7 @@ def present_all(
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
-    """The answer to a picture for a model that cannot be shown it."""
+    """The error for a picture sent to a deployment whose model cannot take it."""
     if problem := ready.tell(error):
         text = f"Deployment '{ready.config.id}' is not available: {problem}"
         return ServingError(text, "UNAVAILABLE")
@@ -6930,14 +6932,14 @@ def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
 
 
 class View(typing.NamedTuple):
-    """A picture as a model is shown it, and as people see it: RGB, upon the background."""
+    """A picture as the model gets it, and as people see it: RGB, drawn on the background."""
 
     shown: np.ndarray
     drawn: np.ndarray
 
 
 def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: Allowance) -> View:
-    """A picture for a model; what of it is made anew is allowed for."""
+    """Prepare an RGB or RGBA picture for a model; counts the memory of a copy made for alpha."""
     if image.shape[2] == 4:
         allowance.take(3 * image.shape[0] * image.shape[1])
     drawn = routines.on_background(image, server.config.server.images.background)
@@ -6949,9 +6951,9 @@ def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: A
 def lease(
     server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
 ) -> Iterator[tuple[int, Any]]:
-    """Lease a deployment's version.
+    """Lease the servable of a deployment's version.
 
-    ServingError UNAVAILABLE, with the reason, when it is not there.
+    ServingError UNAVAILABLE, with the reason, when the version is not available.
     """
     where = deployment.model, deployment.version, deployment.version_label
     try:
@@ -6982,11 +6984,11 @@ def annotate(
     trace: Trace,
     origin: Mapping[str, Any],
 ) -> list[Any]:
-    """Predictions for pictures: the deployment's routines, then the request's; extensions see them
-    in between.
+    """Predictions for pictures: run the model and the deployment's routines, let extensions see the
+    result, then run the request's routines (`own`).
 
-    The request's routines on the picture run before the model as well. `origin` says where they are
-    from.
+    Those of `own` that work on the picture run before the model. `origin` names the deployment,
+    model and version for the extensions.
     """
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
@@ -7009,15 +7011,15 @@ def annotate(
 
 # --- pictures in predict bodies -----------------------------------------------------------------
 #
-# TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
+# TensorFlow Serving takes encoded pictures only for string tensors; bodies for those stay as is.
 
 
-Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
+Change = Callable[[Any, Any], Any]  # change(leaf of nested lists, its input's TensorSpec) -> leaf
 
 
 def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
-    """A predict body in place of `instances` that are a picture's bytes: a row of that, or the one
-    input of a model that takes a picture and no rows of them.
+    """Replace `instances` that are a picture's raw bytes: by a list of that one row, or by `inputs`
+    for a model whose only input has no batch dimension.
     """
     picture = body.get("instances")
     if not isinstance(picture, bytes):
@@ -7032,7 +7034,7 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if key == "instances" and not isinstance(body[key], list):  # refused, with what else is no row
+    if key == "instances" and not isinstance(body[key], list):  # `decode_rows` refuses it
         return body
     with image_errors():
         return {**body, key: unpack_value(signature, key, body[key], limits)}
@@ -7062,7 +7064,7 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             }
         return visit_all(item, next(iter(specs.values())), change)
 
-    # All of them, before the first is decoded.
+    # Check the headers of all pictures before decoding the first.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
     pixels = visit(
         opened,
@@ -7074,10 +7076,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
 
 
 def picture_input(spec: Any) -> Any:
-    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
-    where it takes none.
+    """How an input takes pictures (pixels 0..255), judged by its shape as `/predict` does; None if
+    it takes none.
 
-    The dtype is left to `fit_pixels`.
+    `fit_pixels` converts to the input's dtype, so DT_UINT8 here is only nominal.
     """
     if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
         return None
@@ -7112,20 +7114,20 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
 
 
 def open_picture(leaf: Any, limits: Any) -> Any:
-    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
+    """Open a picture's bytes or base64, reading only its header; other leaves stay as they are."""
     if is_base64(leaf):
         leaf = routines.read_text(leaf["b64"], limits)
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
 def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
-    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
+    """Decode a picture to pixels 0..255 in an input's layout and dtype, resized to a fixed size."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
     image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
     height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
-    # In the tensor's dtype it is made here, and once more when rows are joined.
+    # Two copies in the tensor's dtype: one made here, one when the rows are stacked.
     channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
     pixels, _ = shown.show(image)
@@ -7146,17 +7148,17 @@ def as_row(value: Any, spec: Any) -> Any:
 
 # ==================================================================================================
 # ModelServer
-# In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
+# In: a config in any form. Out: the Python API, one method for each kind of request.
 # ==================================================================================================
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: a name for the log, and the ids and paths that the key is for,
-    None for all of them.
+    """Who calls: a name for the log, and the deployment ids and handler paths that the caller's key
+    is for; None for all of them.
 
-    `key` is the config's, where one has let the call in, `counted` whether that is a call that a
-    quota counts.
+    `key` is the config's key that let the call in, if one did; `counted` tells whether the call
+    counts against its quota.
     """
 
     name: str = "-"
@@ -7165,7 +7167,7 @@ class Caller:
     counted: bool = False
 
     def may_see(self, *names: str) -> bool:
-        """Whether any of these deployments or handlers is for this caller."""
+        """Whether the caller may use any of these deployments or handlers."""
         return self.deployments is None or not self.deployments.isdisjoint(names)
 
 
@@ -7176,11 +7178,11 @@ class ModelServer:
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
     `source` is the path of a config file (which `reload` reads again), a dict or a `Config`; `text`
-    is what the file is to be taken to hold, where that is not yet what it does. Models
-    are loaded in a thread of their own, from `start` or the first question on; a question waits
-    until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
-    ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
-    `readiness`. `stop` frees the models and ends the threads, as does dropping the last reference.
+    replaces the file's bytes, to try a config before it is written. Models load in a background
+    thread, from `start` or the first call on; a call waits until the model's first load is over, an
+    HTTP request at most `load_wait_seconds`. Raises ConfigError when the config is wrong; models
+    that cannot be loaded are reported by `status` and `readiness`. `stop` frees the models and ends
+    the threads, as does dropping the last reference.
     """
 
     def __init__(
@@ -7192,26 +7194,26 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
-            text = read_file(path) if path else b""  # once: what is remembered is what was parsed
+            text = read_file(path) if path else b""  # read once: the manager keeps what is parsed
         self.extensions = named_once(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
-        # What extensions do around each request, without those that do nothing.
+        # Hooks around each request; those left at their default, which does nothing, are skipped.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
-        self.kept: dict[tuple[Any, ...], Any] = {}  # handlers that are imported, by kind and name
-        self.endpoints: dict[str, Any] = {}  # those of `endpoint`
-        self.waiting: Any = ()  # what has a length: the requests that wait for a thread
-        self.place_of: Callable[[str], int | None] = lambda request_id: None  # None: not known
+        self.kept: dict[tuple[Any, ...], Any] = {}  # outlives reloads: modules, pools, ...
+        self.endpoints: dict[str, Any] = {}  # by path: what `endpoint` has registered
+        self.waiting: Any = ()  # the requests that wait for a thread; only its length is used
+        self.place_of: Callable[[str], int | None] = lambda request_id: None  # place in the queue
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
-        self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
+        self.max_request_bytes = config.server.max_request_bytes  # of the start, as in waitress
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        # Each, while its site is there, gives it the URLs that are new.
+        # By site: a function that adds the URLs of a new config to it.
         self.mounts: list[weakref.ref[Callable[[], None]]] = []
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
-        # Of each answer: those that add nothing are left out here.
+        # Hooks that add headers to each answer, likewise without the defaults.
         self.dressers = [e.headers for e in self.extensions if e.headers is not none]
         self.load: Load = load_saved_model
         for extension in self.extensions:
@@ -7225,7 +7227,7 @@ class ModelServer:
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     def show_urls(self) -> None:
-        """Give the sites that the server is mounted in the URLs that a reload has brought."""
+        """Add the URLs that a reload has brought to the sites that the server is mounted in."""
         for found in tuple(self.mounts):
             if (mount := found()) is not None:
                 mount()
@@ -7249,7 +7251,7 @@ class ModelServer:
 
     @property
     def generated_key(self) -> str | None:
-        """The key made at start, while the config has none."""
+        """The key made at start, or None when the config has keys of its own."""
         return None if self.config.auth.keys else self.key
 
     def endpoint(
@@ -7277,7 +7279,7 @@ class ModelServer:
         return register
 
     def start(self) -> "ModelServer":
-        """Begin to load the models, in the background; harmless when begun."""
+        """Start loading the models in the background; a second call does nothing."""
         self.manager.start()
         return self
 
@@ -7299,7 +7301,7 @@ class ModelServer:
                 logger.exception("Extension %s did not end", extension.name)
 
     def allowance(self) -> Allowance:
-        """What a request's body may unpack to; closed when it is answered."""
+        """A new allowance for what one request's body unpacks to; close it after the answer."""
         return Allowance(self.unpacked, self.config.server.max_decoded_bytes)
 
     def predict(
@@ -7315,12 +7317,12 @@ class ModelServer:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
-        Arrays may stand wherever the body has numbers; what makes an array of itself (a tensor, a
-        frame of pandas), a tuple or a range for a whole input, `instances` or an item of that.
-        Answers are arrays in the model's dtype, strings bytes; `outputs` names those to answer, all
-        by default. Raises BadRequest, NotFound, and ServingError with the code of an error in the
-        graph. `allowance` and `trace` are the request's that this is part of; without an allowance,
-        the call has its own.
+        Arrays may stand wherever the body has numbers. An array-like (a tensor, a pandas
+        DataFrame), a tuple or a range may stand for a whole input, `instances` or one of its items.
+        Answers are arrays in the model's dtype, strings as bytes; `outputs` names the outputs to
+        answer, all by default. Raises BadRequest, NotFound, and ServingError with the code of an
+        error in the graph. `allowance` and `trace` belong to the surrounding request; without an
+        allowance, the call makes its own.
         """
         name = signature_name(body)
         lease = self.lease(model, version, label, trace)
@@ -7329,7 +7331,7 @@ class ModelServer:
             value = body.get("instances", body.get("inputs"))
             if signature and signature.inputs and holds_bytes(value):
                 body = wrap_picture(signature, body)
-                if not has_strings(signature):  # those take bytes as they are
+                if not has_strings(signature):  # string inputs take bytes as they are
                     limits = image_limits(self.config, own.take)
                     body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
@@ -7371,7 +7373,7 @@ class ModelServer:
     def lease(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
-        """Yield a version and its servable, the version named, the labelled one or the highest.
+        """Lease a version and its servable: the named version, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
@@ -7411,11 +7413,11 @@ class ModelServer:
             return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None, counted: bool = True) -> Caller:
-        """Who calls, by the key in a request's headers, if it is for one of the deployments
-        `reached`; counts the call where it is to be `counted`.
+        """The caller, by the key in a request's headers, if it is for one of the deployments
+        `reached`; counts the call against the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429,
-        or 503 when a call cannot be counted.
+        With None any valid key will do and the call is not counted. Raises ServingError: 401, 403,
+        429, or 503 when the call cannot be counted.
         """
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(tokens_of(headers), wanted, counted)
@@ -7425,9 +7427,9 @@ class ModelServer:
     def status(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> dict[str, Any]:
-        """The states of a model's versions, highest first, or of one.
+        """The states of a model's versions, highest first, or of one version.
 
-        Raises NotFound for those never seen.
+        Raises NotFound for a model or version never seen.
         """
         self.start()
         states = self.manager.states().get(model)
@@ -7462,12 +7464,12 @@ class ModelServer:
             }
 
     def drop(self, kind: str, named: Collection[Any]) -> None:
-        """Forget what is kept of a kind that the config names no more."""
+        """Drop from `kept` the entries of a kind whose key is not among `named`."""
         for key in [key for key in self.kept if key[0] == kind and key not in named]:
             del self.kept[key]
 
     def readiness(self) -> list[str]:
-        """What is not ready: the models without an available version; empty when all is ready."""
+        """The models, deployments and handlers that cannot answer; empty when all are ready."""
         self.start()
         others = (name for extension in self.extensions for name in extension.unready(self))
         return [*self.manager.unready(), *others]
@@ -7476,9 +7478,9 @@ class ModelServer:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model
         Server gives.
 
-        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in
-        `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout`
-        seconds.
+        201: something was read or loaded anew; 200: nothing had changed; else the body has `error`,
+        and in `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after
+        `timeout` seconds.
         """
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
@@ -7486,12 +7488,11 @@ class ModelServer:
         return tell_failure(outcome)
 
     def plan_reload(self) -> tuple[int, dict[str, Any]]:
-        """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
-        changed.
+        """The HTTP status and body that tell what `reload` would change, changing nothing.
 
-        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
-        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
-        handlers do not.
+        200 and the result of `plan_changes`, or the error that `reload` would give for a wrong
+        config. A changed config is read as `--check` reads it: its `routine_modules` are run, its
+        models and handlers are not.
         """
         outcome = Outcome()
         try:
@@ -7532,11 +7533,11 @@ def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
 
 
 def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> dict[str, Any]:
-    """What a reload to `wanted` would change: of each section by name what is added, removed and
-    changed, of models the versions that are loaded, loaded anew and unloaded.
+    """What a reload to `wanted` would change: by section the names added, removed and changed, and
+    for models also the versions to load, reload and unload.
 
-    `problems` are those that can be seen without loading, as a reload's `details` have them.
-    Values are told of models and of `server` alone: elsewhere may stand keys and passwords.
+    `problems` has what can be seen without loading, worded as in a reload's `details`. Only models
+    and `server` show values: other sections may hold keys and passwords.
     """
     now = manager.config
     versions, problems = plan_versions(manager, wanted)
@@ -7566,8 +7567,8 @@ TOLD = ("model_config_list", "auth", "server")
 
 
 def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[str]:
-    """The names of the sections that two configs differ in, without those that are told elsewhere;
-    of `admin` those of its options: `admin.upload`.
+    """The names of the sections in which two configs differ, except those in `told`; for `admin`
+    the options that differ, such as `admin.upload`.
     """
     names = [name for name in changed_fields(now, wanted) if name not in told]
     if "admin" not in names or now.admin is None or wanted.admin is None:
@@ -7577,7 +7578,7 @@ def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[s
 
 
 def has_changes(plan: Mapping[str, Any]) -> bool:
-    """Whether anything stands in a plan's lists, but for the problems."""
+    """Whether any list of a plan, at any depth, is not empty; `problems` do not count."""
     return any(
         has_changes(found) if isinstance(found, dict) else isinstance(found, list) and bool(found)
         for name, found in plan.items()
@@ -7588,7 +7589,10 @@ def has_changes(plan: Mapping[str, Any]) -> bool:
 def compare(
     now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
 ) -> dict[str, Any]:
-    """What two sections differ in, by the names of their entries."""
+    """The entries added, removed and changed between two sections, given by name.
+
+    `tell(now, wanted)` lists the options that differ in a changed entry.
+    """
     both = [name for name in wanted if name in now and now[name] != wanted[name]]
     return {
         "added": [name for name in wanted if name not in now],
@@ -7598,7 +7602,7 @@ def compare(
 
 
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
-    """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
+    """As `compare`, for a section whose entries are named by the attribute `name`; no values."""
     before, after = (
         {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
@@ -7607,16 +7611,16 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
 
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
+    """By model the versions that would be loaded, reloaded and unloaded; and all problems."""
     looks = list(look_at(wanted, manager.list_versions))
     problems = [problem for look in looks for problem in look.problems]
-    models = {look.model.name: look for look in reversed(looks)}  # the first of a name
+    models = {look.model.name: look for look in reversed(looks)}  # the first of a name wins
     plans, served = [], dict[str, list[int]]()
     last_stay = wanted.server.servable_versions_always_present
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         look = models.get(name)
         picked = look.picked if look else {}
-        if picked is None or look and not picked and last_stay:  # what is loaded stays
+        if picked is None or look and not picked and last_stay:  # loaded versions stay
             continue
         served |= {name: sorted(picked)} if picked else {}
         found = manager.plan_model(name, look and look.model, picked)
@@ -7625,9 +7629,9 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
-    """A picture as Python code has it, as uint8 RGB [H, W, 3], or RGBA where it has some.
+    """A picture given from Python as uint8 RGB [H, W, 3], or RGBA [H, W, 4] if it has alpha.
 
-    Raises OSError for a file that cannot be read, ServingError for what is no picture.
+    Raises OSError for a file that cannot be read, BadRequest for anything that is no picture.
     """
     with image_errors():
         if isinstance(image, str | os.PathLike):
@@ -7645,21 +7649,21 @@ def read_picture(image: Any, limits: Any) -> np.ndarray:
 def use_allowance(
     server: ModelServer, given: Allowance | None
 ) -> contextlib.AbstractContextManager[Allowance]:
-    """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
+    """The allowance given, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else contextlib.closing(server.allowance())
 
 
 def load_model(
     server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
 ) -> Servable:
-    """Load a version, as the manager asks for it; `options` are those of the start."""
+    """Load a version for the manager; `options` are the server options at the start."""
     return server.load(LoadRequest(folder, model, options, server.config.import_modules))
 
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
-    """Build what requests need of a config.
+    """Build what requests need of a config: keys, deployments, routines, extensions' parts.
 
-    Raises ConfigError for what it names that is missing or wrong.
+    Raises ConfigError for anything that the config names and that is missing or wrong.
     """
     refuse_unread(config, server.extensions)
     kinds, families = prepare_routines(server, config)
@@ -7688,17 +7692,17 @@ def prepare_routines(
         try:
             with errors_only("the module"):
                 kinds, others = import_once(server, name)
-        except Exception as error:  # somebody's code
+        except Exception as error:  # of any kind: the module is not ours
             path = f"$.routine_modules[{index}]"
             raise ConfigError(path, explain(error)) from error
         own |= kinds
         families |= others
-    # A server's own families are tried first, and stand in for those of their names.
+    # A server's own families come first, so they are tried first; one of the same name replaces.
     return ChainMap(own, *routines.ROUTINES.maps), {**families, **routines.FAMILIES, **families}
 
 
 def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[str, Any]]:
-    """What a module holds, or a file that is run again only when its text has changed."""
+    """The routines and families of a module; a .py file runs again only when it has changed."""
     text = Path(name).read_bytes() if name.endswith(".py") else b""
     key, known = ("routines", name), server.kept.get(("routines", name))
     if known is None or known[0] != text:
@@ -7711,9 +7715,7 @@ def no_limit(name: str, calls: int, period: str) -> None:
 
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
-    """Raise ConfigError for a section of the config that nobody here reads,
-    with the file that would.
-    """
+    """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
@@ -7724,7 +7726,7 @@ def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
-    """The JSON paths of what a config gives of a section: `auth`, `keys[]`, `quota`."""
+    """The JSON paths at which a config sets a section, named as `["auth", "keys[]", "quota"]`."""
     if not names:
         yield from [path] if value else []
         return
@@ -7738,7 +7740,7 @@ def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[st
 
 
 def refresh_others(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    """What follows the models of a pass of the loader."""
+    """Let extensions bring their servables up to date after the models of a loader pass."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
 
@@ -7772,7 +7774,7 @@ Source = str | os.PathLike | Mapping | Config | ModelServer
 
 
 def as_server(source: Source) -> ModelServer:
-    """What came to the door, as a ModelServer."""
+    """A ModelServer as it is; anything else becomes the config of a new one."""
     return source if isinstance(source, ModelServer) else ModelServer(source)
 
 

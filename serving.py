@@ -7781,7 +7781,7 @@ def as_server(source: Source) -> ModelServer:
 # ==================================================================================================
 # HTTP
 # In: a WSGI environ, under any prefix, in any Flask site. Out: a Reply.
-# Views are flat: call in, one question to the server, reply out.
+# A view takes a call, asks the server one question and returns the reply.
 # ==================================================================================================
 
 
@@ -7793,14 +7793,14 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
+    stream: Iterable[bytes] | None = None  # in place of the body, when its length is not known
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
         more = self.headers + headers
         return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
-        """The headers as they are sent; a status that has no body has no length."""
+        """The headers to send; a 204 and a stream go without Content-Length."""
         headers = [("Content-Type", self.content_type), *self.headers]
         if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
@@ -7815,9 +7815,9 @@ def reply(value: Any, status: int = 200) -> Reply:
 class Call:
     """A request, as views and readers see it.
 
-    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix`
-    itself is below the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its
-    own check of who calls. `most_bytes` is the host's limit of a body.
+    `path` is what follows the mount point `prefix`, still percent-encoded as the client wrote it.
+    `prefix` is decoded and follows the environ's SCRIPT_NAME. `site` is the host's request object,
+    for its own `authorize` check. `most_bytes` is the host's limit for a body.
     """
 
     def __init__(
@@ -7833,7 +7833,7 @@ class Call:
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
-        self.allowance: Any = None  # of what the body unpacks to; while it is answered
+        self.allowance: Any = None  # for what the body unpacks to; set while the call is answered
         self.turn: Turn = environ.get("serving.turn") or Turn()
         has_left = environ.get("waitress.client_disconnected", stays)
         self.trace = Trace(self.turn.queued, has_left)
@@ -7870,22 +7870,20 @@ class Call:
 
     @property
     def url(self) -> str:
-        """The address at which the server is mounted, as this client reaches it.
-
-        Without a slash at the end.
-        """
+        """The URL of the mount point as this client reaches it, without a slash at the end."""
         return get_current_url(self.environ, root_only=True).rstrip("/") + quote(self.prefix)
 
     @property
     def mount(self) -> str:
-        """The path of that address."""
-        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # as WSGI has it
+        """The path of the mount point, percent-encoded."""
+        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # Latin-1, as WSGI requires
         return quote(script.encode("latin-1").decode("utf-8", "replace") + self.prefix)
 
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
 
-        ServingError 413 beyond `limit` bytes, 411 for chunks that the WSGI server hands on as none.
+        ServingError 413 beyond `limit` bytes, 411 for a chunked body whose end the WSGI server does
+        not mark.
         """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
@@ -7901,7 +7899,7 @@ class Call:
                 status=411,
             )
         try:
-            if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
+            if self.site is not None and "stream" in vars(self.site):  # a hook has read the body
                 data = body_of(self.site)
             elif length:
                 data = self.environ["wsgi.input"].read(length)
@@ -7909,7 +7907,7 @@ class Call:
                 data = get_input_stream(self.environ, max_content_length=limit + 1).read()
         except (HTTPException, ServingError, MemoryError):
             raise
-        except Exception as error:  # each WSGI server has its own for a body that breaks off
+        except Exception as error:  # each WSGI server raises its own for a body cut short
             raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
         if len(data) > limit:
             raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
@@ -7919,9 +7917,9 @@ class Call:
 
 
 def body_of(site: Request) -> bytes:
-    """The body of a request that a hook of the site's has read before, as Flask keeps it.
+    """The body of a request that a hook of the site has read already, from Flask's cache.
 
-    Raises ServingError where Flask keeps nothing: a form that is taken apart, or `cache=False`.
+    Raises ServingError when Flask has cached nothing: after a parsed form or with `cache=False`.
     """
     data = site.get_data()
     is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
@@ -7938,10 +7936,10 @@ def body_of(site: Request) -> bytes:
 
 @dataclass(frozen=True)
 class Envelope:
-    """How the JSON at a URL is wrapped: what a handler gets and returns, and what errors say.
+    """How the JSON at a URL is wrapped: a handler's input and result, and the bodies of errors.
 
-    `error(text, status, request_id)` is the whole body of an error. `unwrap(body)` is what a
-    handler is called with, and may raise BadRequest; `wrap(result)` is what is answered for it.
+    `error(text, status, request_id)` returns the body of an error. `unwrap(body)` returns what the
+    handler is called with, or raises BadRequest; `wrap(result)` returns the body of the answer.
     """
 
     error: Callable[[str, int, str], Any]
@@ -7950,7 +7948,7 @@ class Envelope:
 
 
 def tell_in_full(text: str, status: int, request_id: str) -> dict[str, Any]:
-    """An error's body as Datature's: with its status by name."""
+    """An error's body in Datature's form: with the status also by name."""
     known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
     name = known.phrase.title().replace(" ", "") if known else "Error"
     return {"error": text, "status": name, "code": status, "request_id": request_id}
@@ -7968,7 +7966,7 @@ HUB = Envelope(  # CellStrat's
 
 
 def enveloped(envelope: Envelope) -> Callable[[Callable], Callable]:
-    """Mark a function: its URL answers in this envelope, unless the config names another."""
+    """A decorator: the function's URL answers in this envelope unless the config names another."""
 
     def mark(function: Callable) -> Callable:
         function.envelope = envelope  # type: ignore[attr-defined]
@@ -7981,9 +7979,10 @@ hub_handler = enveloped(HUB)
 
 
 def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer an error, in the envelope of its URL: the one place that turns errors into HTTP.
+    """Answer an error in the envelope of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
+    The text of an unexpected error goes into the log alone. Never raises, even if the error's own
+    attributes are broken.
     """
     try:
         return tell_error(error, call, envelope)
@@ -8007,7 +8006,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
-        if error.response is not None:  # what a host site's own check answers
+        if error.response is not None:  # the response of a host site's own check
             answer = error.get_response()
             own = ("Content-Type", "Content-Length")
             others = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
@@ -8018,7 +8017,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
         raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
-    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    text = text.encode("utf-8", "replace").decode()  # a quoted request may hold lone surrogates
     status = status if 400 <= status <= 599 else 500
     body = envelope.error(text, status, call.request_id)
     return reply(body, status).with_headers(*sendable(headers.items()))
@@ -8030,23 +8029,23 @@ def log_failed(call: Call, how: str, error: BaseException) -> None:
 
 
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer what nobody has foreseen: the reason is in the log alone."""
+    """Answer an unexpected error with a fixed text; its reason goes into the log alone."""
     log_failed(call, "failed", error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-OF_A_BODY = ("content-length", "content-type", "trailer")  # the server's own to tell
+OF_A_BODY = ("content-length", "content-type", "trailer")  # the server itself sets these
 
 
 def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """An error's headers that can stand in a response; the log names the others."""
+    """Those of an error's headers that can be sent; the log names the others."""
     return tuple((name, value) for name, value in headers if is_sendable(name, value))
 
 
 def is_sendable(name: Any, value: Any) -> bool:
-    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    """Whether a header is one line of Latin-1 and not one that the server sets itself."""
     if (
         isinstance(name, str)
         and isinstance(value, str)
@@ -8079,7 +8078,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
-PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
+PLAIN_BYTES = 2000  # a JSON body from this size on is searched for large arrays
 
 
 def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
@@ -8103,8 +8102,8 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: 
 def infer_any(
     call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]], extensions: Sequence[Extension]
 ) -> dict[str, Any]:
-    """The answer to a predict body, whatever it is: what an extension reads, large JSON,
-    or any JSON.
+    """The answer to a predict body: in a format that an extension reads, as JSON with large arrays,
+    or as plain JSON.
     """
     value = first(extension.read(call, body) for extension in extensions)
     large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
@@ -8115,9 +8114,9 @@ def infer_any(
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong in the body: the plain path has the texts.
+    """The answer; None for a wrong body, which the plain path then reads again for its error text.
 
-    A model that fails is not run again; one that answers what cannot be written is.
+    A failed model is not run again; one whose output JSON cannot hold runs twice.
     """
     try:
         return infer(value)
@@ -8130,7 +8129,7 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
-    """Whether a predict request is small JSON that wants JSON."""
+    """Whether a predict request is a small JSON object and asks for no other form of answer."""
     return (
         len(body) < PLAIN_BYTES
         and body[:1] == b"{"
@@ -8152,7 +8151,7 @@ MOST_SAMPLES = 24
 
 
 def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
+    """The picture files in `samples`, a folder beside the versions of a deployment's model."""
     models = server.config.models
     base = next((one.base_path for one in models if one.name == deployment.model), None)
     files = sorted(Path(base).glob("samples/*")) if base else []
@@ -8213,7 +8212,9 @@ def read_image(
 
 
 def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndarray]:
-    """The picture, or the array of several, that a body is; as `curl -d` damages it, it says so."""
+    """The picture, or array of several, that the body consists of; an error hints at `curl -d`,
+    which damages bytes.
+    """
     try:
         return routines.read_bytes(body, limits, call.mimetype)
     except routines.ImageError as error:
@@ -8223,14 +8224,14 @@ def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndar
 
 
 class FormParser(MultiPartParser):
-    """Fields as Latin-1, which keeps every byte: a picture may come without the name of a file."""
+    """Decodes fields as Latin-1, which keeps every byte: a picture may come as a plain field."""
 
     def get_part_charset(self, headers: Headers) -> str:
         return "latin-1"
 
 
 def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
-    """The fields, as Latin-1, and the files of a form, which are to be closed. Raises BadRequest,
+    """The fields of a form, as Latin-1, and its files, which the caller closes. Raises BadRequest,
     and ServingError 413 for too many parts.
     """
     boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
@@ -8246,8 +8247,8 @@ def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
 
 
 def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
-    """The picture and the routines of a form with a file, whatever its field is called; pictures
-    of one with several files.
+    """The picture and the routines of a form with one file, under any field name; a list of
+    pictures for a form with several files.
     """
     fields, files = parse_form(call, body)
     try:
@@ -8266,8 +8267,8 @@ def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[n
 
 
 def find_files(fields: MultiDict, files: MultiDict) -> list[FileStorage]:
-    """The pictures of a form: its files but for inputs that were left empty, which browsers send
-    too; where there are none, the fields `image` and `file`.
+    """The pictures of a form: its files, without empty file inputs, which browsers send too; if it
+    has no files, the fields `image` and `file`.
     """
     sent = [file for name, file in files.items(multi=True) if name != "routines"]
     named = [
@@ -8291,7 +8292,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
     return routines.read_many(files, limits, read, "file") if files[1:] else read(files[0], limits)
 
 
-# all else is taken for a picture
+# a body that does not match is taken for a picture
 MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
@@ -8301,7 +8302,7 @@ def read_query_routines(call: Call) -> Any:
 
 
 def parse_routines(text: bytes, where: str) -> Any:
-    """The JSON of routines; none of no text. Raises BadRequest that names them."""
+    """The routines in a JSON text, none for an empty one; raises BadRequest that says where."""
     try:
         return parse_json(text or b"[]")
     except BadRequest as error:
@@ -8330,7 +8331,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     call.trace.deployment = ready.config.id
     image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    # the first: Java's client names image/jpeg among others, unasked
+    # only the first counts: Java's client lists image/jpeg among others by default
     wanted = next(iter(accepted.values()), "")
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
@@ -8358,11 +8359,11 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     return replied
 
 
-MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+MOST_HEADER = 4000  # characters of one header; proxies allow 8,000 for all of them
 
 
 def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
-    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    """The X-Warnings header of a drawn picture: a JSON list in ASCII of as many as fit."""
     kept = list(warnings)
     while kept and len(json.dumps(kept)) > MOST_HEADER:
         kept.pop()
@@ -8430,16 +8431,14 @@ def view_live(server: ModelServer, call: Call) -> Reply:
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
-        if server.config.auth.protect == "all":  # what is served is for who has a key
+        if server.config.auth.protect == "all":  # names are only for callers with a key
             which = f"{len(waiting)} of what is served: the log says of which"
         raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 
 
 def may_see_model(server: ModelServer, call: Call, model: str) -> bool:
-    """Whether a caller may know of a model: one of the deployments
-    that its key is for serves it.
-    """
+    """Whether the caller may know of a model: its key is for a deployment of that model."""
     return call.caller.may_see(*deployments_of(server, model))
 
 
@@ -8451,31 +8450,31 @@ def deployments_of(server: ModelServer, model: str) -> list[str]:
 class Route:
     """A row of the URL table.
 
-    `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
-    view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
-    ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
-    call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
-    has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
-    marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
-    What is `free` only tells how things are: no quota counts it.
-    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
-    themselves, one is kept; by default it is that of the model or handler that is reached.
+    In a `url` such as `/v1/models/{model}[/versions/{version}|/labels/{label}]`, a name in braces
+    is an argument of the view, brackets hold an optional part, parentheses a required one, `|`
+    separates alternatives, and a part in single quotes is case-sensitive. `guard` says who may
+    call: `open` anybody; `shared` anybody, or with `protect: all` only callers with a key; `key`
+    only callers with a key; `own` only callers with a key of the config, whatever a host site's
+    check says; `admin` as `own`, and the view asks that the key is marked admin. A route that
+    `lists` is open to every key and shows what that key is for. A `free` route only reports state:
+    no quota counts it. `line` names the queue in which requests wait for a thread, by default that
+    of the model or handler reached; a thread is kept free for `health` and `state`.
     """
 
     methods: tuple[str, ...]
     url: str
     view: Callable[..., Reply]
     guard: str
-    doc: str = ""  # what it answers, for the OpenAPI document
+    doc: str = ""  # what the route answers, for the OpenAPI document
     lists: bool = False
     free: bool = False
     line: str = ""
-    infers: bool = False  # it runs a model or a handler: what /stats draws
-    probe: bool = False  # asked every few seconds: the log has it where `log_probes` says so
+    infers: bool = False  # runs a model or a handler, so that /stats counts it
+    probe: bool = False  # asked every few seconds: logged only with `log_probes`
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
-        """What it matches: whole, undecoded and in any case, as TensorFlow Serving's grammar."""
+        """Matches a whole undecoded path, ignoring case, as TensorFlow Serving's grammar does."""
         return re.compile("".join(map(pattern_of, PARTS.split(self.url))), re.IGNORECASE)
 
     @property
@@ -8484,7 +8483,7 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
-OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
+OWN_KEYS = ("own", "admin")  # guards of routes for callers with a key of the config alone
 NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
@@ -8508,7 +8507,7 @@ def pattern_of(part: str) -> str:
 
 
 def spellings(url: str) -> list[str]:
-    """Each way to write a route's URL, names still in braces; the shortest last."""
+    """Each way to write a route's URL, with names still in braces; the shortest comes last."""
     group = re.search(r"([\[(])([^\[\]()]*)[\])]", url)
     if group is None:
         return [url.replace("'", "")]
@@ -8522,7 +8521,7 @@ def route(
 ) -> Route:
     """A row of the URL table; `doc` says what it answers, for the OpenAPI document.
 
-    Raises ValueError for a guard that is none: what it was to keep would be open.
+    Raises ValueError for an unknown guard, which would leave the route open.
     """
     if guard not in ("open", "shared", *NEED_KEY):
         raise ValueError(f"{url}: guard: expected open, shared, key, own or admin, got '{guard}'")
@@ -8607,7 +8606,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
 
 
 def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: str) -> str:
-    """The shortest URL of a view below the mount, with what stands in braces filled in."""
+    """The shortest URL of a view below the mount point, with `names` filled in for the braces."""
     ways = [url for row in rows if row.view is view for url in spellings(row.url)]
     fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
     return BRACES.sub(
@@ -8615,8 +8614,8 @@ def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: 
     )
 
 
-# Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
-# answers what it does not know.
+# All paths below these belong to the server: those that no row of the table matches are answered
+# as TensorFlow Serving answers unknown paths.
 OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -8635,14 +8634,14 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
     written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
-    # What is written is right where it is the path, or that below the mount; not where somebody on
-    # the way, a site's middleware or a proxy, has taken a prefix off.
+    # The path as written is right if it decodes to `decoded`. It does not if the mount point comes
+    # before it, or if a site's middleware or a proxy has removed a prefix.
     if written == decoded or written.startswith("/") and unquote(written) == decoded:
         return written
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
     mount = whole[: len(whole) - len(decoded)]
-    if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
+    if mount.endswith("/"):  # a doubled slash: Flask accepts it, TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
         below = written[match.start() :]
@@ -8656,21 +8655,19 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
 
 
 def path_of(uri: str) -> str:
-    """The path of a request's target, undecoded, whether that is a path or a whole URL."""
+    """The undecoded path of a request target, which is a path or a whole URL."""
     path = uri.partition("?")[0]
     return path if path.startswith("/") else re.sub(r"^\w+://[^/]*", "", path)
 
 
 class Found(typing.NamedTuple):
-    """What a URL selects: a row of the table, its view's arguments,
-    and how its errors are written.
-    """
+    """What a URL selects: a row of the table, the view's arguments, and the envelope of errors."""
 
     route: Route
     arguments: dict[str, Any]
     name: str  # in metrics
     envelope: Envelope
-    deployment: str = ""  # the id that stands in the URL in a model's place
+    deployment: str = ""  # the deployment id that the URL has in place of a model's name
 
 
 @functools.cache
@@ -8679,9 +8676,9 @@ def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
     return (*ROUTES, *(row for extension in extensions for row in extension.routes))
 
 
-@functools.lru_cache(512)  # of short requests
+@functools.lru_cache(512)  # `find_known` bypasses the cache for long paths
 def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
-    """The first row that fits; raises BadRequest for a version that is no number of 64 bits."""
+    """The first row that matches; raises BadRequest for a version over 63 bits."""
     for route in routes_of(extensions):
         match = route.pattern.fullmatch(path) if method in route.methods else None
         if match is None:
@@ -8699,8 +8696,8 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
 
 
 def is_taken(extensions: tuple[Extension, ...], path: str) -> bool:
-    """Whether a path is the server's own, which no handler can have: the table's, or below a name
-    that some of its URLs begin with.
+    """Whether a path is the server's own, so that no handler can have it: a URL of the table, or
+    one whose first segment begins a URL of the table.
     """
     rows = routes_of(extensions)
     return first_name(path).lower() in taken_names(extensions) or any(
@@ -8727,9 +8724,9 @@ def read_version(digits: str) -> int:
 
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
-    """What a method and an undecoded path select, a handler among it; None for no match.
+    """The route or handler that a method and an undecoded path select; None for no match.
 
-    Raises BadRequest.
+    Raises BadRequest for a version that is out of range.
     """
     match = match_route if len(method + path) < 200 else match_route.__wrapped__
     known = match(server.extensions, method, path)
@@ -8739,11 +8736,11 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
-    """What a method and an undecoded path select; raises BadRequest for no match."""
+    """As `find_known`, but raises for no match: BadRequest, or 405 for one of our own URLs."""
     if (known := find_known(server, method, path)) is not None:
         return known
     others = [route for route in routes_of(server.extensions) if route.pattern.fullmatch(path)]
-    if others and all(route.guard in NEED_KEY for route in others):  # none of TensorFlow Serving's
+    if others and all(route.guard in NEED_KEY for route in others):  # not TensorFlow Serving's URL
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
@@ -8751,9 +8748,9 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
 
 
 def use_deployment(server: ModelServer, known: Found) -> Found:
-    """What a /model-serving URL selects: a deployment's model and version for its id.
+    """Replace the alias of a /model-serving URL by the model and version of that deployment.
 
-    An id that is none names a model itself.
+    An alias that is no deployment's id is a model's name.
     """
     others = dict(known.arguments)
     alias = others.pop("alias")
@@ -8767,7 +8764,7 @@ def use_deployment(server: ModelServer, known: Found) -> Found:
 
 
 def reached_by(server: ModelServer, found: Found) -> str:
-    """The model or handler that a URL reaches, under whichever name; else the name of its view."""
+    """The model or handler that a URL reaches, itself or by a deployment; else the view's name."""
     arguments = found.arguments
     if "model" in arguments:
         return arguments["model"]
@@ -8781,16 +8778,14 @@ def reached_by(server: ModelServer, found: Found) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A server as it is mounted: with the host site's own check in place of keys,
-    where it has one.
-    """
+    """A mounted server, and the host site's own check in place of keys, if it has one."""
 
     server: ModelServer
     check: Callable[[Any], Any] | None = None
 
 
 def authorize(door: Door, call: Call, found: Found) -> Caller:
-    """Who calls; raises ServingError for those who may not."""
+    """The caller of a URL; raises ServingError for one who may not call it."""
     server, guard = door.server, found.route.guard
     if guard == "open" or not needs_key(server, found.route):
         return Caller()
@@ -8806,14 +8801,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
 
 
 def is_counted(call: Call, route: Route) -> bool:
-    """Whether a quota counts a call: not one that only tells how things are, or would be."""
+    """Whether a quota counts a call: not a `free` route, and not a reload with `dry_run`."""
     dry_run = route.view is view_reload and call.argument("dry_run").lower() in ("1", "true")
     return not (route.free or dry_run)
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:
-    """Whether a route is for who has a key alone; what lists what is served is so where any of it
-    is.
+    """Whether a route needs a key; one that lists what is served needs it only if the config has
+    deployments or handlers, which need keys themselves.
     """
     if server.config.auth.protect == "all":
         return True
@@ -8823,9 +8818,9 @@ def needs_key(server: ModelServer, route: Route) -> bool:
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
-    """Who calls, as the host site's check has it: True, or a name, lets in.
+    """The caller by the host site's check: True or a name lets the call in.
 
-    False and None do not.
+    False, None and "" are answered 401; any other value is the site's mistake, 500.
     """
     found = check(call.site)
     if found is True:
@@ -8836,7 +8831,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if isinstance(found, str) and found.isprintable():
         return Caller(found[:100])
     if inspect.iscoroutine(found):
-        found.close()  # else Python complains that nobody awaited it
+        found.close()  # else Python warns that the coroutine was never awaited
     text = (
         f"authorize= has returned {type(found).__name__}: it must return True or a printable "
         "name to let the request in, False or None to answer 401 (it may also flask.abort)"
@@ -8855,7 +8850,7 @@ def list_reached(server: ModelServer, found: Found) -> list[str] | None:
     if "endpoint" in arguments:
         return [arguments["endpoint"].path]
     if "deployment" in arguments:
-        # none where none is called so: a key for a handler of that path would else be for it
+        # empty for an unknown id: else a key for a handler of the same name would fit
         return [d.id for d in server.config.deployments if d.id == arguments["deployment"]]
     return server.config.default_deployment if found.route.guard == "key" else []
 
@@ -8869,7 +8864,7 @@ def request_id_of(given: str | None) -> str:
 
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
-    """Answer a call, by its view or its error: with a request id, CORS headers and a log line."""
+    """Answer a call with its view's reply or its error; adds common headers and a log line."""
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
     try:
@@ -8883,17 +8878,17 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             found = found or find_view(server, call.method, call.path)
             envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
-            if route:  # else there is no such URL, whatever is sent
+            if route:  # empty for an unknown URL: 404 even with a wrong X-Request-Timeout
                 wish = call.environ.get("HTTP_X_REQUEST_TIMEOUT")
                 trace.limit(server.config.server.timeout_seconds, wish)
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+    except BaseException as error:  # a site's own check or a view may call sys.exit
         if is_operators(error):
             raise
         if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
-            envelope = FULL  # of the URLs that find_view says this of
+            envelope = FULL  # `find_view` answers 405 only for URLs with this envelope
         if isinstance(error, ServingError) and error.key_name:
             call.caller = Caller(error.key_name)
         replied = dress(server, call, to_reply(error, call, envelope))
@@ -8904,7 +8899,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     for observe in server.observers:
         try:
             observe(server, trace, line, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without the extension
             logger.exception("An extension could not take note of a request")
     call.turn.defer(functools.partial(log_request, server, found, line))
     return replied
@@ -8918,13 +8913,13 @@ def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any
         logger.info(REQUEST_LINE, line)
 
 
-TRACEPARENT = re.compile(  # of a version to come, what is known of it (section 4.3)
+TRACEPARENT = re.compile(  # a later version is read by the fields known today (section 4.3)
     "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 
 
 def read_parent(call: Call) -> tuple[str, str]:
-    """A request's traceparent and tracestate; empty where they are none (W3C Trace Context)."""
+    """A request's traceparent and tracestate (W3C Trace Context); empty when not well formed."""
     parent = call.header("traceparent").strip()
     return (parent, call.header("tracestate")) if TRACEPARENT.fullmatch(parent) else ("", "")
 
@@ -8955,8 +8950,8 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that, with its id, with what its
-    time went into, and with its CORS headers.
+    """The reply to send: compressed if the client accepts that, with its request id, its timings
+    and its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
@@ -8965,7 +8960,7 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     for more in server.dressers:
         try:
             headers += more(server, call, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without these headers
             logger.exception("Headers of an extension are left out")
     headers += ("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))
     if origins := server.config.server.cors_origins:
@@ -8981,13 +8976,13 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     return replied.with_headers(*headers)
 
 
-# What most answers say, spelled at once: formatting costs more than all else here.
+# The common case in one format string: formatting costs more than all else in `tell_times`.
 PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
 
 
 def tell_times(trace: Trace) -> str:
-    """What the time of a request went into until now, in milliseconds, of the parts that there
-    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """A Server-Timing header (https://www.w3.org/TR/server-timing/): the milliseconds that each
+    phase of the request has taken until now, without phases that took none, and the total.
     """
     now = trace.answered = time.perf_counter()
     trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
@@ -9001,7 +8996,7 @@ def tell_times(trace: Trace) -> str:
     return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
-# Answers that are worth it; pictures are packed already.
+# Content types worth compressing; pictures are compressed already.
 COMPRESSIBLE = (
     "application/json",
     "application/x-npy",
@@ -9013,10 +9008,10 @@ COMPRESSIBLE = (
 
 
 def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of
-    the gain costs least.
+    """Compress a large answer with gzip if the client's Accept-Encoding allows it; level 1 gives
+    most of the gain for the least time.
 
-    Adds to `vary` what the answer depends on.
+    Adds to `vary` the request headers that the answer depends on.
     """
     if replied.content_type not in COMPRESSIBLE:
         return replied
@@ -9027,7 +9022,7 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
     return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
-# Headers of requests that are read here, which pages of other origins may send.
+# Request headers that the server reads, so that pages of other origins may send them.
 READ_HEADERS = (
     "Authorization, x-api-key, Content-Type, Content-Encoding, Accept, If-Match, X-Request-Id, "
     "X-Request-Timeout, X-Serving-Page, X-Tensor-Dtype, X-Tensor-Shape, "
@@ -9036,11 +9031,11 @@ READ_HEADERS = (
 
 
 def preflight(server: ModelServer, call: Call) -> Reply:
-    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
+    """Answer OPTIONS, which browsers send without a key; as in TensorFlow Serving, needs an Origin.
 
-    Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
-    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in, or a hook
-    of the site's may.
+    The origin may also be `null` (a page from a file, a sandboxed frame) or an app's
+    (`capacitor://localhost`, `tauri://localhost`, `chrome-extension://...`) if the config has
+    `cors_origins`, or if a hook of the host site may allow it.
     """
     if not server.config.server.cors_origins:
         is_sites = call.site is not None and call.header("Access-Control-Request-Method")

@@ -9055,11 +9055,10 @@ def preflight(server: ModelServer, call: Call) -> Reply:
 
 
 class OpenDoor:
-    """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
-    Flask.
+    """An app's WSGI callable: answers the server's own URLs itself and hands all others to Flask.
 
-    As soon as anybody hooks anything onto the app, adds a view of his own, or puts one in the place
-    of another, all URLs are Flask's.
+    As soon as somebody hooks anything onto the app, or adds or replaces a view, Flask answers all
+    URLs.
     """
 
     def __init__(self, door: Door, app: Flask):
@@ -9074,7 +9073,7 @@ class OpenDoor:
             replied = self.answer(environ, path, found) if found else None
         except ServingError:
             replied = None
-        except Exception:  # of an extension, asked again where it is that request's error
+        except Exception:  # of an extension's `find`; `answer_call` calls it again, to report it
             replied = self.answer(environ, path)
         if replied is None:
             return self.through_flask(environ, start_response)
@@ -9083,7 +9082,7 @@ class OpenDoor:
     def answer(
         self, environ: dict[str, Any], path: str, found: Found | None = None
     ) -> Reply | None:
-        """The answer to what a path has selected; None where Flask is to answer."""
+        """The reply to a path that selects `found`; None if Flask must answer it."""
         views = [*self.app.view_functions.values()]
         if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
             return None
@@ -9103,9 +9102,7 @@ RECEIVERS = operator.attrgetter("receivers")
 
 
 def is_hooked(app: Flask) -> bool:
-    """Whether a site does anything around its views,
-    which only Flask knows how to do in its order.
-    """
+    """Whether a site has hooks around its views, which only Flask runs in their right order."""
     return bool(
         app.before_request_funcs
         or app.after_request_funcs
@@ -9140,12 +9137,12 @@ def send(
 
 
 def make_view(door: Door, rule: str) -> Callable[..., Response]:
-    """A view of Flask's for a rule: the request as a call, the reply as a response.
+    """A Flask view for a URL rule: makes a Call of the request and a Response of the Reply.
 
-    A function as people write them: extensions ask for its name and module.
+    It is a plain function, since Flask extensions read a view's name and module.
     """
 
-    def respond(**values: Any) -> Response:  # among them those of the site's own prefix
+    def respond(**values: Any) -> Response:  # `values` include those of the site's own prefix
         decoded = re.sub(r"<(?:[^<>]*:)?(\w+)>", lambda name: values[name[1]], rule)
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
@@ -9167,8 +9164,8 @@ def list_urls(server: ModelServer) -> list[str]:
 
 
 def within(site: Flask, door: Door) -> Door:
-    """The door of a server in a site. Errors of the site's check are answered as they are in its
-    own views: by its `errorhandler`, where it has one for them.
+    """The door of a server mounted in a site. Errors of the site's check are answered as in the
+    site's own views: by its `errorhandler`, if it has one for them.
     """
     check = door.check
     if check is None:
@@ -9194,19 +9191,19 @@ def create_blueprint(
     """The server's URLs as a Flask blueprint:
     `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
-    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
-    Models begin to load in the background with the first request that needs them, or with `start`;
-    with `eager`, now, after TensorFlow's import, which is waited for. The server is
+    The blueprint answers its own errors; the site's error pages, hooks and other URLs stay as they
+    are. Models begin to load in the background with the first request that needs them, or with
+    `start`; with `eager`, now, and this call waits for TensorFlow's import. The server is
     `site.extensions["serving"][blueprint.name]`.
-    `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
-    request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
-    has an `errorhandler` for. Raises ConfigError.
+    `authorize(request)` replaces keys: True, or the caller's name for the log, lets the request
+    in; False and None are answered 401; it may also call `flask.abort`, or raise an error that the
+    site has an `errorhandler` for. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
-        if door.server.config.models:  # before the site can import it at the same time
-            with contextlib.suppress(LoadError):  # which each model's load tells
+        if door.server.config.models:  # now, so that the site does not import it at the same time
+            with contextlib.suppress(LoadError):  # each model's load reports it
                 tensorflow()
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
@@ -9230,17 +9227,17 @@ def create_blueprint(
 
 
 REST = "<serving_rest:serving_rest>"
-ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, which WSGI has decoded
+ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, as WSGI decodes %2F
 
 
 @functools.cache
 def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
-    """Flask's rules for the URL table; its names are ours, a site's prefix may have others."""
+    """The URL table as Flask rules; arguments get a `serving_` prefix, unlike those of a site."""
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
     rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
-    # Any of one name: a page of the site's at the very same URL comes before it.
+    # The first segment as a converter weighs less than text: the site's own page at that URL wins.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]
     return tuple(dict.fromkeys([*own, *rules]))
@@ -9254,7 +9251,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
     rules = (*rules_of(server.extensions), *list_urls(server))
-    # Where hosts are told apart, a rule is for one of them: these are for any.
+    # With host matching, a rule needs a host: these rules match any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
         if rule == "/" and not state.url_prefix:  # a site's own front page
@@ -9271,7 +9268,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
     site.view_functions[later] = make_later_view(door)
     mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
-    # A server may outlive its sites, those of a test each: only the site itself holds it.
+    # Only the site holds `mount`: a server may outlive its sites, as in tests.
     site.extensions.setdefault("serving_mounts", []).append(mount)
     server.mounts.append(weakref.ref(mount, server.mounts.remove))
 
@@ -9279,8 +9276,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
 def add_later_rules(
     door: Door, state: BlueprintSetupState, endpoint: str, known: set[str], host: Mapping[str, Any]
 ) -> None:
-    """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
-    `add_url_rule`, its map does.
+    """Add the URLs of handlers that a reload has brought, straight to the site's URL map: a running
+    site refuses `add_url_rule`.
     """
     for path in list_urls(door.server):
         if path in known:
@@ -9300,9 +9297,9 @@ def add_later_rules(
 
 
 def make_later_view(door: Door) -> Callable[..., Response]:
-    """A view for the handlers that a reload brings.
+    """A view for the handlers that a reload adds.
 
-    Where another takes one away, its URL is the site's 404.
+    When a later reload removes a handler, its URL answers the site's 404.
     """
 
     def respond_later(serving_path: str, **values: Any) -> Response:
@@ -9343,7 +9340,7 @@ def create_app(
         path = raw_path(request.environ, request.path)
         return to_response(answer_call(door, Call(request.environ, path), nothing))
 
-    if authorize is None:  # which wants Flask's request
+    if authorize is None:  # `authorize` takes Flask's request, so Flask must answer all URLs
         app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]
     return app
 
@@ -9356,26 +9353,24 @@ def create_app(
 
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
-# or more)
+# Characters per write, at most 4 bytes each in UTF-8: what `select` calls writable takes 4096
+# bytes without blocking (PIPE_BUF of Linux and macOS, or more).
 PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no
-    request waits.
+    """A log handler that never blocks: while its stream takes no more, lines are dropped and
+    counted, so that no request waits.
 
-    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    If the system cannot tell whether a stream takes more, lines are written anyway.
     """
 
     dropped = 0
-    joined: list[str] | None = None  # lines that are to be written together
+    joined: list[str] | None = None  # lines kept by `together` until its end
 
     @functools.cached_property
     def always_takes(self) -> bool:
-        """Whether the stream is a file: that takes all,
-        and the system need not be asked each time.
-        """
+        """Whether the stream is a regular file, which always takes more: no `select` is needed."""
         try:
             return stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
         except (AttributeError, OSError, ValueError):
@@ -9387,7 +9382,7 @@ class PatientHandler(logging.StreamHandler):
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
         except (AttributeError, OSError, ValueError):
-            # no file of the system's; Windows can tell of sockets alone
+            # not a file descriptor; or Windows, where `select` takes sockets alone
             return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -9402,9 +9397,9 @@ class PatientHandler(logging.StreamHandler):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write the lines of a `with` at its end: each write costs more than its line.
+        """Collect the lines of a `with` block and write them at its end: each write is costly.
 
-        Of several at once, in different threads, the first has them all.
+        If several threads are inside at once, the first one's block collects the lines of all.
         """
         own: list[str] = []
         with self.lock or contextlib.nullcontext():
@@ -9433,7 +9428,7 @@ class PatientHandler(logging.StreamHandler):
                 self.handleError(logging.makeLogRecord({"msg": f"{number} lines"}))
 
     def write_text(self, text: str, most: int) -> bool:
-        """Write a text, at most so many characters at once; False where it does not fit."""
+        """Write a text in pieces of `most` characters; False if the stream stops taking them."""
         for start in range(0, len(text), most):
             if not self.takes_more():
                 return False
@@ -9443,8 +9438,8 @@ class PatientHandler(logging.StreamHandler):
 
 
 def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
-    """Lines joined to texts of no more than `most` characters, where each is not longer itself,
-    and how many there are in each.
+    """Join lines to texts of at most `most` characters, each with its number of lines; a longer
+    line is a text of its own.
     """
     joined: list[str] = []
     size = 0
@@ -9460,7 +9455,7 @@ def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def lines_together() -> Iterator[None]:
-    """Have the log's lines of a `with` written together, where this server writes the log."""
+    """Write the log lines of a `with` block together, if the log has a PatientHandler."""
     with contextlib.ExitStack() as stack:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, PatientHandler):
@@ -9468,17 +9463,18 @@ def lines_together() -> Iterator[None]:
         yield
 
 
-# Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before
-# their log is set up, absl writes all of it. Errors are not among them, but for those that say that
-# a machine without an NVIDIA device has none.
+# Lines that the C++ of TensorFlow and its libraries writes to stderr at each start, whatever
+# TF_CPP_MIN_LOG_LEVEL says, since absl writes everything before its log is set up. Errors are not
+# noise, except those (NO_DEVICE) that only say that a machine has no NVIDIA device.
 NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
 )
 NO_DEVICE = r"|(E\d{4}|\d{4}-\d\d-\d\d \S+ E) .*(cuInit|Unable to register cu\w+ factory)"
 END_OF_NOISE = "\x1eend of noise\n"
-# A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
-# end; where that does not come, the server has crashed, and all is written.
+# The program of a child process that reads the server's stderr: passes other lines on at once and
+# keeps noise. After END_OF_NOISE it hands the kept lines to the server; if its input ends without
+# that line, the server has crashed, and it writes the kept lines to stderr.
 SORTER = """
 import os, re, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -9513,14 +9509,14 @@ def spelling(stream: Any) -> Iterator[None]:
 
 
 class Process:
-    """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
+    """All that `run` and `main` change in the process; the end of the `with` block restores it.
 
-    A server inside somebody's site changes none of this.
+    A server inside a host site changes none of this.
     """
 
     def __enter__(self) -> "Process":
-        self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
-        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # stderr, and who sorts it
+        self._undo, self._told = contextlib.ExitStack(), False  # `_told`: a signal told it to end
+        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # real stderr, sorter process
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -9532,8 +9528,8 @@ class Process:
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
-        """Keep out of the log what TensorFlow and Pillow say of their
-        own code and of clients' files. Stdout spells what its encoding lacks, as stderr does.
+        """Keep messages of TensorFlow and Pillow about their own code and clients' files out of the
+        log. Let stdout escape characters that its encoding lacks, as stderr does.
         """
         self._undo.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
@@ -9542,27 +9538,27 @@ class Process:
         library = logging.getLogger("tensorflow")
         self._undo.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
-        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # who sets these wants all of it
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # set by a user who wants it all
             self.hide_noise()
-        # Each new text about a picture would be kept for ever.
+        # Python would remember each new warning text about a picture for ever.
         self._undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
     def hide_noise(self) -> None:
-        """Keep what TensorFlow's C++ writes to stderr at its start for the debug log, until
-        `show_noise`. Python's stderr is written to as before.
+        """Collect what TensorFlow's C++ writes to stderr at its start, until `show_noise` sends it
+        to the debug log. `sys.stderr` keeps writing to the real stderr.
         """
         try:
             if sys.stderr.fileno() != 2 or not sys.executable or "tensorflow" in sys.modules:
-                return  # it goes elsewhere; or there is nobody to ask, nothing to come
+                return  # not the real stderr; no Python to run; or TensorFlow has started already
         except (AttributeError, OSError, ValueError):
             return
-        if getattr(sys, "frozen", False):  # its executable is no Python's
+        if getattr(sys, "frozen", False):  # `sys.executable` is not a Python interpreter
             return
         noise = NOISE if os.path.exists("/dev/nvidiactl") else NOISE + NO_DEVICE
         command = [sys.executable, "-I", "-S", "-c", SORTER, noise, END_OF_NOISE]
         pipe = subprocess.PIPE
-        try:  # not in reach of Ctrl-C: it ends with this process
+        try:  # in a session of its own, so that Ctrl-C does not reach it
             sorter = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         except OSError:
             return
@@ -9578,23 +9574,23 @@ class Process:
         self._undo.callback(self.show_noise)
 
     def show_noise(self) -> None:
-        """Let stderr be what it was; what was kept goes into the debug log. Twice is once."""
+        """Restore stderr and log the kept lines at DEBUG; a second call does nothing."""
         try:
             aside, sorter = self._aside.pop()
         except IndexError:
             return
-        with contextlib.suppress(OSError):  # it was killed: what it kept is lost
+        with contextlib.suppress(OSError):  # the sorter was killed: the lines it kept are lost
             os.write(2, END_OF_NOISE.encode())
         os.dup2(aside, 2)
         with typing.cast(typing.BinaryIO, sorter.stdout) as kept:
             for line in kept:
                 logger.debug("%s", line.decode(errors="replace").rstrip())
-        # It lives on where a process that was started meanwhile still writes to it.
+        # The sorter lives on while a child process started meanwhile has its pipe as stderr.
         with contextlib.suppress(subprocess.TimeoutExpired):
             sorter.wait(1)
 
     def write_log(self) -> logging.Handler | None:
-        """Write the log to stderr, unless somebody writes it already; returns what writes it."""
+        """Write the log to stderr; returns the handler, None if the root logger has one already."""
         root = logging.getLogger()
         if root.handlers:
             return None
@@ -9604,22 +9600,22 @@ class Process:
         self._undo.callback(root.removeHandler, handler)
         self._undo.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
-        # No format here names these, and each costs (Python's Logging HOWTO, "Optimization").
+        # Our formats use none of these, and each costs time (Logging HOWTO, "Optimization").
         for name in ("logThreads", "logProcesses", "logMultiprocessing"):
             self.set(logging, name, False)
         self.set(logging, "_srcfile", None)
         return handler
 
     def tend_memory(self) -> None:
-        """Let what stays out of collections, let those be rare, and give back what loading has
-        used.
+        """Make garbage collections rare, keep lasting objects out of them, and return memory to the
+        system after loads.
 
-        What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
-        request whose JSON makes many lists would have them walked over again and again.
+        Reference counts free what requests leave, while TensorFlow's 250,000 objects stay: without
+        this, a request whose JSON makes many lists has them walked again and again.
         """
         self._undo.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
-        is_free = gc.get_freeze_count() == 0  # else somebody has frozen what is to stay so
+        is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
         tidy = functools.partial(tidy_memory, is_free)
         TIDY.append(tidy)
         self._undo.callback(TIDY.remove, tidy)
@@ -9627,21 +9623,21 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM, SIGINT and SIGHUP set `stop`, and a second one end the process.
+        """Let SIGTERM, SIGINT and SIGHUP set `stop`; a second SIGTERM or SIGINT ends the process.
 
-        In the main thread alone.
+        Does nothing outside the main thread, where Python refuses signal handlers.
         """
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
         def end(number: int, _: Any) -> None:
-            # a terminal that closes sends it, and so does its shell
+            # SIGHUP is no second signal: a closing terminal and its shell both send it
             if stop.is_set() and number != hangup:
                 os._exit(1)
             self._told = True
             stop.set()
 
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
             numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
@@ -9650,10 +9646,8 @@ class Process:
                     self._undo.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
-        """Do the last job; where a signal has told the process to end, it ends after so many
-        seconds.
-
-        Nobody can end a load that hangs in a model's files or in somebody's code.
+        """Do the last job. After a signal, end the process if the job takes longer than `seconds`:
+        nothing can interrupt a load that hangs in a model's files or in somebody's code.
         """
         if not self._told:
             return job()
@@ -9675,10 +9669,10 @@ def close_anyway(stream: typing.TextIO) -> None:
 
 
 def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else
-    does.
+    """Collect garbage and return freed memory to the system; with `freeze`, exclude the remaining
+    objects from later collections, unless somebody else has frozen some (not `is_free`).
 
-    All wait for it: some milliseconds, and 0.1 s over TensorFlow's objects, just after its import.
+    All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its import.
     """
     gc.collect()
     if freeze and is_free:
@@ -9695,7 +9689,7 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 # ==================================================================================================
 
 
-# Options of the command line: names, what argparse is told.
+# Options of the command line: the names and keyword arguments for argparse's `add_argument`.
 OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("path",),
@@ -9800,7 +9794,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
-# Options of TensorFlow Serving and OpenVINO Model Server that are spelled otherwise here.
+# Options of TensorFlow Serving and OpenVINO Model Server, and what to use here instead.
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("--enable_batching", "--batching_parameters_file"), "a model's 'batching'"),
     **dict.fromkeys(
@@ -9821,10 +9815,10 @@ ELSEWHERE: dict[str, str] = {
     ),
 }
 
-# Options that a command is told beside its own value: command(source, (value, host, port)).
+# Further options that a command gets with its own value: command(source, (value, host, port)).
 TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
-HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
-# Under which title `--help` shows an option; those not named here do one thing and exit.
+HOST, PORT = "127.0.0.1", 8501  # the defaults
+# The titles under which `--help` groups options; all others stand under COMMANDS_TITLE.
 TITLES: dict[str, tuple[str, ...]] = {
     "what to serve": ("path", "--config", "--model_name", "--model_base_path"),
     "how to serve it": ("--host", "--port", "--file_system_poll_wait_seconds"),
@@ -9878,7 +9872,7 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
 def choose_source(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> "str | dict[str, Any]":
-    """What the options tell to serve; ends with status 2 when they contradict each other.
+    """What to serve by the options; exits with status 2 if they contradict each other.
 
     Raises ConfigError for a PATH with nothing to serve, OSError for one that cannot be read.
     """
@@ -9894,7 +9888,7 @@ def choose_source(
 
 
 def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """End with status 2, and what to write, for options of other servers that mean nothing here."""
+    """Exit with status 2 for an option of another server, naming what replaces it here."""
     names = [argument.partition("=")[0] for argument in arguments]
     for name in names:
         if name in ELSEWHERE:
@@ -9904,7 +9898,7 @@ def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
 
 
 def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with status 2 when options contradict each other, or cannot be."""
+    """Exit with status 2 if options contradict each other, are empty or out of range."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
     given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
     spelled = kinds | {"model_base_path": "--model_base_path"}
@@ -9924,9 +9918,9 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
 
 
 def source_at(path: str) -> "str | dict[str, Any]":
-    """What a PATH serves: a config file, or a config of the models that are there.
+    """What a PATH serves: the path of a config file, or a config of the models found there.
 
-    Raises ConfigError where nothing is there to serve, OSError for a path that cannot be read.
+    Raises ConfigError if there is nothing to serve, OSError for a path that cannot be read.
     """
     place = Path(os.path.abspath(path))
     models = models_at(place)
@@ -10010,11 +10004,13 @@ class Waitress:
         return int(self.listeners[0].effective_port)
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Wait for what comes, at most so long, and see to it."""
+        """Wait at most `seconds` for socket events and handle those that come."""
         wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
 
     def finish(self, seconds: float) -> None:
-        """Accept nothing more, answer what has come, close each connection when it is idle."""
+        """Stop accepting, answer what has come, close connections as they become idle; give up
+        after `seconds`.
+        """
         for listener in self.listeners:
             listener.del_channel(self.sockets)
             listener.socket.close()
@@ -10035,7 +10031,6 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     else it is waitress's own.
     """
     options = server.config.server
-    # sees clients that went away
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -10047,7 +10042,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "recv_bytes": 1 << 20,
         "outbuf_overflow": 64 << 20,
         "outbuf_high_watermark": 64 << 20,
-        "channel_request_lookahead": 1,
+        "channel_request_lookahead": 1,  # sees clients that went away
     }
     if options.trusted_proxy:
         adjustments["trusted_proxy"] = options.trusted_proxy
@@ -10063,8 +10058,8 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """What is printed inside may find no room: a full disk ends no server. Its stdout is given up
-    then, as Python's documents of SIGPIPE have it: at the end of the process it would fail again.
+    """Let the server survive a print that fails, as on a full disk. Stdout then becomes os.devnull,
+    as Python's "Note on SIGPIPE" advises, or flushing it at exit would fail again.
     """
     try:
         yield
@@ -10092,7 +10087,7 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            servable = state.servable  # the loader may take it away meanwhile
+            servable = state.servable  # read once: the loader may set it to None meanwhile
             device = f" on {servable.device}" if servable and servable.device else ""
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
@@ -10144,11 +10139,11 @@ def serve(
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     server.says_key = True
-    # First: a taken port is known before any model is loaded.
+    # Listen first, so that a port in use fails before any model is loaded.
     http = listen(server, create_app(server), host, port)
-    process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
-    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
+    process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
+    server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
+    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     with printing():
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
@@ -10199,7 +10194,7 @@ RED, YELLOW, GREEN = 31, 33, 32  # ANSI's codes
 
 
 def paint(text: str, colour: int) -> str:
-    """Coloured on a terminal, unless NO_COLOR forbids it (https://no-color.org)."""
+    """A text in colour; plain off a terminal or with NO_COLOR (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
@@ -10211,7 +10206,7 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
+Row = tuple[str, str, str, str]  # a line of `--check`: kind, name, description, place
 
 
 def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
@@ -10233,9 +10228,7 @@ def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
 
 
 def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
-    """A row for each model, what is wrong with its folders,
-    and by name the versions to be served.
-    """
+    """A row for each model, the problems of their folders, and by name the versions served."""
     rows, problems = list[Row](), list[str]()
     served: dict[str, list[int]] = {}
     for look in look_at(config, list_told):
@@ -10274,7 +10267,7 @@ def check_versions(look: Look) -> list[str]:
             continue
         try:
             tensorflow()
-        except LoadError as error:  # the same of each version and model
+        except LoadError as error:  # TensorFlow is missing: `check_models` drops repeated problems
             problems.append(error.message)
             continue
         try:
@@ -10287,7 +10280,7 @@ def check_versions(look: Look) -> list[str]:
 
 
 def check_modules(config: Config) -> list[str]:
-    """Which modules of operations are not installed; nothing is imported."""
+    """A problem for each of `import_modules` that is not installed; imports nothing."""
     return [
         f"$.import_modules[{index}]: {name}: no such module is installed"
         for index, name in enumerate(config.import_modules)
@@ -10305,9 +10298,9 @@ def is_installed(module: str) -> bool:
 def check_pictures(
     config: Config, prepared: Prepared, served: Mapping[str, list[int]]
 ) -> list[str]:
-    """Which deployments' models take no pictures, or do not tell what their outputs are.
+    """A problem for each deployment whose model takes no pictures or has unidentified outputs.
 
-    By their files alone: what of those cannot be read is told when they are loaded.
+    Judged by the model's files alone; files that cannot be read are reported when they are loaded.
     """
     problems: list[str] = []
     models = {model.name: model for model in config.models}
@@ -10320,7 +10313,7 @@ def check_pictures(
         try:
             folder = list_versions(models[name].base_path)[version]
             found = read_signatures(folder, models[name].tags)
-        except Exception:  # no such version, or no file of a graph: told elsewhere
+        except Exception:  # no such version, or no graph file: reported by other checks
             continue
         try:
             labels = ready.labels_in(folder)
@@ -10338,7 +10331,7 @@ def missing_command(name: str, source: Any, value: Any) -> int:
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
-    """What the command line does besides serving, by option."""
+    """The commands of the command line by option name: command(source, value) -> exit status."""
     known: dict[str, Callable[[Any, Any], int]] = {
         name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
     }
@@ -10366,7 +10359,7 @@ def main(
     """
     try:
         extensions = installed() if extensions is None else extensions
-    except ImportError as error:  # of another version; or a package of theirs is not there
+    except ImportError as error:  # extensions of another version, or a package they need is missing
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
@@ -10390,8 +10383,8 @@ def main(
 
 
 def spell_command(arguments: Sequence[str]) -> list[str]:
-    """A command line whose first word is a command, `serving doctor`, with the option that it is:
-    a path goes before.
+    """Turn a command given as the first word, `serving doctor`, into its option, `--doctor`, unless
+    a path of that name exists.
     """
     serving = {name for names in TITLES.values() for name in names}
     known = {names[0] for names, _ in OPTIONS if names[0] not in (*serving, "--to")}
@@ -10417,7 +10410,7 @@ def obey(
     handler: logging.Handler | None,
     extensions: Sequence[Extension],
 ) -> int:
-    """Do what the options tell, the log written by `handler` where it is ours.
+    """Run a command, or serve, as the options say; `handler` writes the log if it is our own.
 
     Returns the exit status.
     """
@@ -10426,7 +10419,7 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
-            if handler is not None:  # what it does it prints
+            if handler is not None:  # a command prints its result, so the log stays short
                 logging.getLogger().setLevel(logging.WARNING)
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)

@@ -7488,11 +7488,12 @@ class ModelServer:
         return tell_failure(outcome)
 
     def plan_reload(self) -> tuple[int, dict[str, Any]]:
-        """The HTTP status and body that tell what `reload` would change, changing nothing.
+        """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
+        changed.
 
-        200 and the result of `plan_changes`, or the error that `reload` would give for a wrong
-        config. A changed config is read as `--check` reads it: its `routine_modules` are run, its
-        models and handlers are not.
+        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
+        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
+        handlers do not.
         """
         outcome = Outcome()
         try:
@@ -10206,7 +10207,7 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-Row = tuple[str, str, str, str]  # a line of `--check`: kind, name, description, place
+Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
 
 
 def examine(server: ModelServer) -> tuple[list[Row], list[str]]:

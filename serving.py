@@ -10229,7 +10229,9 @@ def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
 
 
 def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
-    """A row for each model, the problems of their folders, and by name the versions served."""
+    """A row for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
     rows, problems = list[Row](), list[str]()
     served: dict[str, list[int]] = {}
     for look in look_at(config, list_told):
@@ -10268,7 +10270,7 @@ def check_versions(look: Look) -> list[str]:
             continue
         try:
             tensorflow()
-        except LoadError as error:  # TensorFlow is missing: `check_models` drops repeated problems
+        except LoadError as error:  # the same of each version and model
             problems.append(error.message)
             continue
         try:
@@ -10281,7 +10283,7 @@ def check_versions(look: Look) -> list[str]:
 
 
 def check_modules(config: Config) -> list[str]:
-    """A problem for each of `import_modules` that is not installed; imports nothing."""
+    """Which modules of operations are not installed; nothing is imported."""
     return [
         f"$.import_modules[{index}]: {name}: no such module is installed"
         for index, name in enumerate(config.import_modules)
@@ -10299,9 +10301,9 @@ def is_installed(module: str) -> bool:
 def check_pictures(
     config: Config, prepared: Prepared, served: Mapping[str, list[int]]
 ) -> list[str]:
-    """A problem for each deployment whose model takes no pictures or has unidentified outputs.
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
 
-    Judged by the model's files alone; files that cannot be read are reported when they are loaded.
+    By their files alone: what of those cannot be read is told when they are loaded.
     """
     problems: list[str] = []
     models = {model.name: model for model in config.models}
@@ -10314,7 +10316,7 @@ def check_pictures(
         try:
             folder = list_versions(models[name].base_path)[version]
             found = read_signatures(folder, models[name].tags)
-        except Exception:  # no such version, or no graph file: reported by other checks
+        except Exception:  # no such version, or no file of a graph: told elsewhere
             continue
         try:
             labels = ready.labels_in(folder)

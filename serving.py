@@ -5075,14 +5075,14 @@ def do_jobs(jobs: queue.SimpleQueue) -> None:
 
 # ==================================================================================================
 # Model manager
-# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all
-# versions.
+# In: a Config, first at the start and then at each reload. Out: a leased Servable for
+# (model, version or label); the states of all versions.
 # ==================================================================================================
 
 
 @dataclass
 class VersionState:
-    """What became of one version: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+    """The state of one version: START, LOADING, AVAILABLE, UNLOADING or END, and its error."""
 
     state: str = "START"
     error: str = ""
@@ -5090,13 +5090,13 @@ class VersionState:
     servable: Servable | None = None
     load_key: tuple | None = None
     load_seconds: float = 0.0
-    files: tuple = ()  # the fingerprint of what is loaded
-    failed_at: tuple | None = None  # the fingerprint of the files that failed
+    files: tuple = ()  # the fingerprint of the files that `servable` was loaded from
+    failed_at: tuple | None = None  # load key and fingerprint of the last failed load
 
 
 @dataclass(frozen=True)
 class Available:
-    """What readers see of one model: replaced as a whole, never changed."""
+    """The versions and labels of one model that readers see: replaced as a whole, never changed."""
 
     versions: Mapping[int, Servable]
     labels: Mapping[str, int]
@@ -5104,44 +5104,45 @@ class Available:
 
 @dataclass
 class Outcome:
-    """What one pass of the loader did; the messages of `errors` say where each is."""
+    """What one pass of the loader did; each message of `errors` begins with its JSON path."""
 
     config_missing: bool = False
     config_read: bool = False
     changed: bool = False
     errors: list[ServingError] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # problems that last, errors of an earlier pass
+    # Problems that an earlier pass reported as errors and that still hold.
+    told: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once.
+    """What requests need of a config, built once per config.
 
     Replaced as a whole when the config changes.
     """
 
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
-    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
-    families: Mapping[str, Any] = field(default_factory=dict)  # of model outputs, likewise
-    of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, with the built-in ones
+    families: Mapping[str, Any] = field(default_factory=dict)  # families of model outputs, likewise
+    of: Mapping[str, Any] = field(default_factory=dict)  # by extension name: its `prepare` result
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one pass of the loader does about one model."""
+    """One model in one pass of the loader."""
 
     model: ModelConfig
-    path: str  # of its config
-    polling: bool  # nobody has asked for it: changed files of what is loaded are not read
-    again: bool  # what is broken is tried again
+    path: str  # JSON path of the model's config
+    polling: bool  # a poll, not a reload: changed files of a loaded version are not loaded
+    again: bool  # broken versions are tried again although their files are the same
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
-        """Note what is wrong at a place below the model's: `.base_path`.
+        """Record a problem at a place below the model's JSON path, such as `.base_path`.
 
-        `.` where the problem names it.
+        `.` when `problem` itself begins with the option's name. `like` lends its code and status.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append(
@@ -5156,17 +5157,17 @@ NO_VERSION = (
 
 
 class Look(typing.NamedTuple):
-    """What can be known of a model of the config without loading it."""
+    """What a model's config and folders tell without loading it."""
 
     model: ModelConfig
     path: str
-    problems: list[str]  # as a reload tells them
+    problems: list[str]  # worded as a reload reports them
     folders: Mapping[int, Path] = {}
-    picked: dict[int, Path] | None = None  # the folders that its policy picks; None: it is refused
+    picked: dict[int, Path] | None = None  # the folders its policy picks; None: model refused
 
 
 def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
-    """Each model of a config as a pass of the loader would find it."""
+    """Yield each model of a config as a pass of the loader would find it."""
     places: dict[str, str] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
@@ -5197,7 +5198,7 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
 
 
 def missing_models(config: Config) -> list[str]:
-    """Which models deployments ask for that the config does not have."""
+    """One problem for each deployment whose model is not in the config."""
     return [
         f"$.deployments[{index}].model: no model is called '{deployment.model}'"
         for index, deployment in enumerate(config.deployments)
@@ -5206,9 +5207,9 @@ def missing_models(config: Config) -> list[str]:
 
 
 def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there.
+    """Problems of deployments that name a missing model, version or label.
 
-    `served` has the versions of the models whose folders can be read.
+    `served` maps each model whose folders can be read to its versions.
     """
     models = {model.name: model for model in config.models}
     problems = missing_models(config)
@@ -5226,9 +5227,9 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
 def check_pin(
     deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
 ) -> list[str]:
-    """What is wrong with the version of those served, or its label, that a deployment pins."""
+    """Problems of the version or label that a deployment pins; `versions` are those served."""
     pin, label = deployment.version, deployment.version_label
-    if pin and pin not in versions:  # 0 is the default where there is no such version
+    if pin and pin not in versions:  # 0 means the default version unless a version 0 exists
         return [
             f"{path}.version: version {pin} of {deployment.model} is not served; there "
             f"are: {list(versions)}"
@@ -5242,30 +5243,30 @@ def check_pin(
 
 
 def changed_fields(now: Any, wanted: Any) -> list[str]:
-    """The names of the options that two values of a kind differ in."""
+    """The names of the options in which two dataclass values of one type differ."""
     names = [field.name for field in dataclasses.fields(wanted)]
     return [name for name in names if getattr(now, name) != getattr(wanted, name)]
 
 
 def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
-    """The options that two values differ in, with what they were and what they would be.
+    """The options in which two values differ, each with its old and new value.
 
-    `restart` says that it takes one for the option to have an effect.
+    `restart` is true when the change takes effect only after a restart.
     """
-    starts = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
     return [
         {
             "option": name,
             "from": as_json(getattr(now, name)),
             "to": as_json(getattr(wanted, name)),
-            "restart": starts[name].endswith("(start)"),
+            "restart": docs[name].endswith("(start)"),
         }
         for name in changed_fields(now, wanted)
     ]
 
 
 def as_json(value: Any) -> Any:
-    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    """A config's value as JSON, without the program's own folders and the user's home folder."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -5276,7 +5277,7 @@ def as_json(value: Any) -> Any:
 
 
 def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
-    """Say in the log which options of a config that is taken over have no effect as yet."""
+    """Log which changed server options take effect only after a restart."""
     for one in tell_changed(now, wanted):
         if one["restart"]:
             text = "$.server.%s: changed; it takes effect at a restart"
@@ -5284,25 +5285,25 @@ def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
 
 
 def label_files(config: Config) -> list[tuple[int, int] | None]:
-    """What tells that the files of a config's label maps have changed: size and time of each."""
+    """Size and modification time (ns) of each label map's file, to notice changes; None without."""
     found: list[tuple[int, int] | None] = []
     for deployment in config.deployments:
         status = None
-        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, no path, no file
+        with contextlib.suppress(OSError, ValueError, TypeError):  # missing, or not a path at all
             status = os.stat(deployment.label_map)  # type: ignore[arg-type]
         found.append(status and (status.st_size, status.st_mtime_ns))
     return found
 
 
 def state_text(error: BaseException) -> str:
-    """Why something cannot be served, for a state: without the folders of this machine.
+    """Why something cannot be served, as a version's state reports it: without private folders.
 
-    Of a LoadError the model's own paths stay, as the reason has them.
+    A ServingError's text keeps the model's own paths, which are part of the reason.
     """
     return hide_paths(error.message if isinstance(error, ServingError) else explain(error))
 
 
-Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
+Steps = Iterator[Sequence[Future]]  # work in steps: yields the futures its next step waits for
 
 
 CONFIG_MISSING = "Config file not found or cannot open."
@@ -5311,14 +5312,15 @@ CONFIG_MISSING = "Config file not found or cannot open."
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
-    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What
-    takes long, the loads, runs in a few threads of the pass, so that no model waits for another.
-    Readers take the reference in `available` and a lease, so they never wait for a load: the loader
-    builds aside and assigns. `load`, which several threads call at once, and `list_versions` are
-    arguments, so that tests need neither TensorFlow nor sleep.
+    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. The
+    loads, which take long, run in a thread pool of the pass, so that no model waits for another.
+    Readers read `available` once and take a lease, so they never wait for a load: the loader builds
+    a new mapping aside and assigns it. `load`, which several threads call at once, and
+    `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    _process: int | None = None  # where models were loaded, by any: TensorFlow lives there alone
+    # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
+    _process: int | None = None
 
     def __init__(
         self,
@@ -5336,18 +5338,18 @@ class ModelManager:
         self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
         self._label_files = label_files(config)
-        self.prepared = prepare(config)  # what requests need of the config, made ready once
-        self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self.path, self._text = path, text  # as it was looked at last
-        self.text = text  # of the config in force
+        self.prepared = prepare(config)
+        self._poll_seconds = poll_seconds  # from the command line; overrides the config's value
+        self.path, self._text = path, text  # the config file, and its bytes when last read
+        self.text = text  # bytes of the config in force
         self._load, self.list_versions = load, list_versions
         self._config_failed = False
-        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._config_error = self._missing = ""  # why the file's present text is not in force
         self._problems: tuple[str, ...] = ()  # of the last pass
-        self._said: set[str] = set()  # what the log need not repeat
+        self._said: set[str] = set()  # texts that the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
-        self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._refused: dict[str, str] = {}  # by model: what in its config keeps it from loading
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
@@ -5355,7 +5357,7 @@ class ModelManager:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
-        self._ending, self._ended = threading.Event(), False  # load nothing more; all is unloaded
+        self._ending, self._ended = threading.Event(), False  # `stop` was called; its job is done
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
@@ -5370,9 +5372,7 @@ class ModelManager:
         )
 
     def prepare_again(self) -> None:
-        """Make ready anew what requests need of the config,
-        after something was added from Python.
-        """
+        """Build `prepared` again, after an endpoint was registered from Python."""
         self.prepared = self._prepare(self.config)
 
     # --- readers --------------------------------------------------------------------------------
@@ -5387,11 +5387,11 @@ class ModelManager:
     ) -> Iterator[tuple[int, Servable]]:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
-        It is not freed meanwhile. Raises NotFound or BadRequest.
+        The servable is not freed before the `with` block ends. Raises NotFound or BadRequest.
         """
         number, servable = self.find(model, version, label, trace)
         while not servable.acquire():
-            # retired between the look and the lease: the table has a newer one
+            # retired between `find` and `acquire`: `available` has a newer one by now
             number, servable = self.find(model, version, label, trace)
         try:
             if not trace.model:
@@ -5403,12 +5403,12 @@ class ModelManager:
     def find(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> tuple[int, Servable]:
-        """What `lease` would yield, not leased."""
+        """The version and servable that `lease` would yield, without a lease."""
         if model not in self.available and model in self._tried:
             self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
-        if self.config.is_pipeline(model):  # those have neither versions nor labels
+        if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
             version, label = 1, None
             if 1 not in versions:
                 raise NotFound("Pipeline is not loaded yet")
@@ -5429,8 +5429,8 @@ class ModelManager:
         """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
         long.
 
-        A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
-        waits as long as it takes.
+        A request waits for up to `load_wait_seconds`. A call from Python, whose trace has no
+        deadline, keeps no client waiting, so it waits as long as the load takes.
         """
         tried, trace.waited = self._tried[model], True
         if trace.deadline < math.inf:
@@ -5449,20 +5449,20 @@ class ModelManager:
         return labels[label]
 
     def states(self) -> dict[str, dict[int, VersionState]]:
-        """Every version of every model ever configured here, by model, by version."""
+        """The state of every version of every model ever configured, by model and version."""
         return {
             model: dict(versions) or self._refusal(model)
             for model, versions in sorted(self._states.copy().items())
         }
 
     def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Why a model of no known versions is refused, as of version 0, which stands for none."""
+        """Why a model without known versions is refused, reported as its version 0."""
         reason = self._refused.get(model)
         return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
-        """What of the config is not there: models, pipelines and handlers,
-        and deployments of models that are not configured.
+        """Configured models and pipelines that are not available, and deployments that cannot
+        answer, each with its reason where one is known.
         """
         names = self.config.served_names
         known = self._absent | self._refused
@@ -5483,18 +5483,18 @@ class ModelManager:
 
     @property
     def config_problem(self) -> str:
-        """Why the config file as it is now is not in force; empty where it is."""
+        """Why the config file's present text is not in force; "" when it is."""
         return self._missing or self._config_error
 
     @property
     def problems(self) -> list[str]:
-        """What of the config could not be brought about when the loader last looked."""
+        """What was wrong with the config or could not be loaded in the loader's last pass."""
         return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
-        """Why deployments cannot answer, by id: their config, or their model beside it.
+        """By deployment id, why it cannot answer: its own config, or that its model does not fit.
 
-        Nothing is waited for: of a model that is not loaded nothing is said.
+        Waits for nothing: a deployment whose model is not loaded yet counts as without a problem.
         """
         problems = {}
         for name, ready in self.prepared.deployments.items():
@@ -5503,7 +5503,7 @@ class ModelManager:
         return problems
 
     def _problem_of(self, ready: Any) -> str:
-        """Why the loaded versions of a deployment's model cannot answer for it; or ""."""
+        """Why the loaded versions of a deployment's model cannot answer for it; "" if they can."""
         deployment = ready.config
         available = self.available.get(deployment.model)
         if available is None:
@@ -5514,7 +5514,7 @@ class ModelManager:
         where = deployment.model, deployment.version, deployment.version_label
         try:
             servable = self.find(*where)[1]
-        except ServingError:  # it goes just now: the next look finds it gone
+        except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
         return ready.problem_of(servable)
 
@@ -5522,7 +5522,7 @@ class ModelManager:
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
-        if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
+        if self._thread is not None and self._thread.is_alive():  # a forked process has no threads
             return
         if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
@@ -5540,9 +5540,9 @@ class ModelManager:
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
-        """Bring everything up to date now, broken versions tried again.
+        """Have the loader do a pass now, which also tries broken versions again.
 
-        Returns when the loader has done it.
+        Returns when the pass is over.
         """
         begins = self._thread is None
         self.start()
@@ -5551,27 +5551,28 @@ class ModelManager:
         return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Stop loading, let running requests finish (or not wait for them),
-        free every model that is idle.
+        """Stop loading and free every model that no request uses.
+
+        With `drain`, running requests finish first, within `drain_seconds`.
         """
         self._ending.set()
         if self._thread is None:
-            self.first_pass_done.set()  # there will be none
+            self.first_pass_done.set()  # there will be no first pass to wait for
         elif self._thread.is_alive():
             self.run_in_loader(functools.partial(self.unload_all, drain))
             self._thread.join()
 
     def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
-        """Have the loader thread do a job; returns when it is done, raises what it raises.
+        """Have the loader thread do a job; returns what the job returns, raises what it raises.
 
-        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
+        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job still runs, later.
         """
         future: Future = Future()
         self._jobs.put((lambda _: job(), future))
         return self.await_job(future, timeout)
 
     def await_job(self, future: Future, timeout: float = math.inf) -> Any:
-        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
+        """Wait for a job of the loader thread; returns what the job returns, raises its error."""
         deadline = time.monotonic() + timeout
         while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
             self.require_loader()
@@ -5587,24 +5588,24 @@ class ModelManager:
             raise ServingError("The server is stopping", "UNAVAILABLE")
 
     def poll_seconds(self) -> float:
-        """How often the loader looks at the files by itself; 0 for never."""
+        """Seconds between two polls of the config and the version folders; 0 for no polls."""
         if self._poll_seconds is not None:
             return self._poll_seconds
         return self.config.server.file_system_poll_wait_seconds
 
     def patience(self) -> float | None:
-        """How long the loader waits for a job before it looks by itself; None for ever."""
+        """Seconds that the loader waits for a job before it calls `look`; None for ever."""
         return self.poll_seconds() or (1 if self._draining else None)
 
     def look(self) -> None:
-        """What the loader does when nobody has asked for anything."""
+        """Poll the files, or only free retired servables: what the loader does without a job."""
         if self.poll_seconds():
             self.refresh(polling=True)
         else:
             self._drain()
 
     def do(self, job: Callable[["ModelManager"], Any], future: Future) -> bool:
-        """Do a job in the loader's thread; False when it was the last."""
+        """Do a job in the loader thread; False when it was the last job."""
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
@@ -5615,8 +5616,8 @@ class ModelManager:
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
 
-        Without `polling` a broken config and broken versions are tried again though their files are
-        the same; with it broken versions are where the config is another.
+        A reload tries a broken config and broken versions again although their files are the same;
+        a pass with `polling` tries broken versions again only when the config has changed.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -5628,7 +5629,7 @@ class ModelManager:
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
         for error in outcome.errors if not self._ending.is_set() else ():
-            # a load that the end cut short says nothing of the model
+            # while the server stops, a load that was cut short says nothing about the model
             self._say_once(logging.ERROR, error.message)
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
@@ -5638,18 +5639,18 @@ class ModelManager:
         return outcome
 
     def _say_once(self, level: int, text: str) -> None:
-        """Log a text, unless the pass before said it already; notes are said once and for all."""
+        """Log a text once: an error again after a pass without it, a note never again."""
         if text not in self._said:
             log_safely(level, "%s", text)
             self._said.add(text)
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
-        """Take over the config file if its bytes changed; a wrong one changes nothing."""
+        """Put the config file in force if its bytes changed; a wrong config changes nothing."""
         text = self.read_text(outcome, polling)
         self._missing = CONFIG_MISSING if outcome.config_missing else ""
         if self.path is None or text is None:
             return
-        # until the pass is over: one that stops short is tried again by the next reload
+        # `refresh` clears the flag at the end: after a pass that fails midway, a reload reads again
         self._text, self._config_failed = text, True
         try:
             config = load_config(self.path, text, type(self.config))
@@ -5665,8 +5666,8 @@ class ModelManager:
             outcome.errors += error.all()
 
     def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
-        """The text of the config file, if a pass takes it up; one that was asked for does so where
-        the files of label maps have changed, too.
+        """The bytes of the config file if a pass is to read it, else None: when they have changed,
+        and in a reload also after a failure or when files of label maps have changed.
         """
         if self.path is None:
             return None
@@ -5681,17 +5682,17 @@ class ModelManager:
         return text if outcome.config_read else None
 
     def has_other_labels(self) -> bool:
-        """Whether files of label maps have changed since they were read."""
+        """Whether any label map's file has changed since it was read."""
         return self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
     ) -> dict[str, list[int]]:
-        """The versions that a pass would load, load anew and unload, were a model so, and were
-        these its versions; None for a model that goes.
+        """The versions that a pass would load, reload and unload if `model` were a model's config
+        and `folders` its versions; `model` is None for a model that the config drops.
         """
         loaded = {v: state for v, state in self.states().get(name, {}).items() if state.servable}
-        both = [version for version in folders if version in loaded]
+        kept = [version for version in folders if version in loaded]
 
         def is_stale(version: int) -> bool:
             state = loaded[version]
@@ -5701,12 +5702,12 @@ class ModelManager:
 
         return {
             "load": sorted(folders.keys() - loaded.keys()),
-            "reload": sorted(filter(is_stale, both)),
+            "reload": sorted(filter(is_stale, kept)),
             "unload": sorted(loaded.keys() - folders.keys()),
         }
 
     def _expect_models(self) -> None:
-        """Make room for the config's models, so that requests know which ones are still to come."""
+        """Register the config's models, so that requests for them wait for their first load."""
         for name in self.config.served_names:
             self._tried.setdefault(name, threading.Event())
             self._states.setdefault(name, {})
@@ -5714,11 +5715,11 @@ class ModelManager:
     def show_pipeline(
         self, name: str, servable: Servable | None, error: str, outcome: Outcome
     ) -> None:
-        """Let readers see a pipeline as version 1 of its name, or why it is not there."""
+        """Publish a pipeline as version 1 of its name, or record why it is not available."""
         state = self._states[name].setdefault(1, VersionState())
         state.servable, state.error = servable, hide_paths(error)
         state.state = "AVAILABLE" if servable else "LOADING"
-        # OpenVINO Model Server's code for a pipeline that cannot be
+        # OpenVINO Model Server's code for a pipeline that is not available
         state.error_code = "FAILED_PRECONDITION"
         others = {key: value for key, value in self.available.items() if key != name}
         outcome.changed |= (name in self.available) != (servable is not None)
@@ -5726,19 +5727,19 @@ class ModelManager:
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
-        """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        """Load and retire versions of all models, several at once; none waits for a hanging one."""
         for name in without_effect(self.config):
             self._say_once(logging.WARNING, f"note: $.{name}: {NO_EFFECT}")
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
-            again = not polling or outcome.config_read  # with other modules, it may be
+            again = not polling or outcome.config_read  # a new config may name other modules
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
                 for index, model in enumerate(self.config.models)
             ]
             self._take_turns(self._begin(visits))
         outcome.changed |= any(visit.outcome.changed for visit in visits)
-        for visit in visits:  # in the config's order, whichever ended first
+        for visit in visits:  # errors in the config's order, not in that of the loads
             outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
         outcome.errors += map(LoadError, missing_models(self.config))
@@ -5753,7 +5754,7 @@ class ModelManager:
             ]
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
-        """The work on each model, by name, not begun; a name that is taken already is refused."""
+        """The steps for each model, by name, not yet begun; refuses a name already taken."""
         places: dict[str, str] = {}
         steps: dict[str, Steps] = {}
         for visit in visits:
@@ -5766,15 +5767,15 @@ class ModelManager:
         return steps
 
     def _take_turns(self, steps: Mapping[str, Steps]) -> None:
-        """Go on with each model as soon as the loads that it waits for are over."""
+        """Run each model's next step as soon as the loads it waits for are over."""
         loads: dict[str, Sequence[Future]] = {name: () for name in steps}
         while loads:
             running = {load for waited in loads.values() for load in waited if not load.done()}
             ready = [name for name, waited in loads.items() if running.isdisjoint(waited)]
             for name in ready:
-                following = next(steps[name], None)
-                if following is not None:
-                    loads[name] = following
+                next_loads = next(steps[name], None)
+                if next_loads is not None:
+                    loads[name] = next_loads
                     continue
                 del loads[name]
                 self._tried[name].set()
@@ -5782,7 +5783,7 @@ class ModelManager:
                 wait(running, return_when=FIRST_COMPLETED)
 
     def _refresh_model_safely(self, visit: Visit) -> Steps:
-        """As `_refresh_model`; what is unforeseen ends it, and the other models go on."""
+        """Like `_refresh_model`, but an unexpected error ends this model's steps alone."""
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
@@ -5790,7 +5791,7 @@ class ModelManager:
             visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:
-        """Load the versions that the policy picks, passing over broken ones; retire the others."""
+        """Load the versions that the policy picks, skipping broken ones; retire the others."""
         model, states = visit.model, self._states[visit.model.name]
         folders = None if self._ending.is_set() else self._find_folders(visit)
         if folders is None:
@@ -5807,7 +5808,7 @@ class ModelManager:
             version: servable for version in picked if (servable := states[version].servable)
         }
         if broken and not serving and model.name in self.available:
-            return  # nothing to take over: the old ones stay
+            return  # all new versions are broken: the old ones keep serving
         labels = {
             label: number for label, number in model.version_labels.items() if number in serving
         }
@@ -5817,32 +5818,32 @@ class ModelManager:
         self._publish(model.name, serving, labels, broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
-        """Load those of some versions that are to be loaded, all at once, and tell what failed.
+        """Load those of `folders` that are new or changed, all at once, and report what failed.
 
-        Only the loads run in the pass's threads; what they end in is noted here, by the loader's
-        thread.
+        Only the loads run in the pass's thread pool; their results are recorded here, in the
+        loader thread.
         """
         model, states = visit.model, self._states[visit.model.name]
-        wanted = {}
+        to_load = {}
         for version, folder in folders.items():
             files = self._files_to_load(visit, version, folder)
             if files is not None:
-                wanted[version] = files
-        if wanted and self.config.server.aspired_version_policy == "resource_preserving":
+                to_load[version] = files
+        if to_load and self.config.server.aspired_version_policy == "resource_preserving":
             yield [
-                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))
+                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(to_load)))
             ]
-        loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
+        loads = {version: self._begin_load(visit, version, folders[version]) for version in to_load}
         yield list(loads.values())
         for version, load in loads.items():
-            self._end_load(visit, version, wanted[version], load)
+            self._end_load(visit, version, to_load[version], load)
         for version in folders:
             if states[version].failed_at is not None:
                 reason = states[version].error
                 visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
 
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
-        """The folders of a model's versions; None where what is loaded is to keep serving."""
+        """The folders of a model's versions; None when the loaded versions are to stay as is."""
         model = visit.model
         for name in without_effect(model):
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
@@ -5878,7 +5879,7 @@ class ModelManager:
         return None
 
     def _refuse(self, visit: Visit) -> None:
-        """Say, also of its versions, why a model cannot be served as it is written."""
+        """Report, for the model and each of its versions, why its config cannot be served."""
         model, problem = visit.model, visit.model.problem
         visit.fail(".", problem)
         self._refused[model.name] = problem
@@ -5894,7 +5895,7 @@ class ModelManager:
     def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
         """The fingerprint of a version that is to be loaded.
 
-        None where it is, or would fail as before.
+        None when the version is loaded already, or would fail as before.
         """
         model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
@@ -5905,7 +5906,7 @@ class ModelManager:
         )
         same = contents(files) == contents(state.files)
         if state.servable and state.load_key == model.load_key and (visit.polling or same):
-            if not same:  # perhaps half copied: only the operator knows when it is whole
+            if not same:  # perhaps half copied: only the operator knows when the copy is done
                 self._say_once(logging.WARNING, note)
             state.error, state.failed_at = "", None
             return None
@@ -5926,14 +5927,14 @@ class ModelManager:
         return visit.pool.submit(load)
 
     def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
-        """Note what became of a load; an older load of that version serves on where it failed."""
+        """Record the result of a load; after a failed one, the version's older servable stays."""
         model, state = visit.model, self._states[visit.model.name][version]
         visit.outcome.changed = True
         error = load.exception()
-        if error is not None:  # a model may fail in any way; it must not take the loader with it
+        if error is not None:  # of any kind: a broken model must not end the loader
             log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
-            # the next poll tries again, though the files are the same
+            # when the process is out of file descriptors, the next poll tries the same files again
             state.failed_at = (model.load_key, None if lacks_files(error) else files)
             return
         if state.servable:
@@ -5941,7 +5942,7 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        kinds = "; ".join(
+        calls = "; ".join(
             f"{name}: {call}" for name, call in state.servable.describe_calls().items()
         )
         log_safely(
@@ -5950,7 +5951,7 @@ class ModelManager:
             model.name,
             version,
             state.servable.device or "demand",
-            kinds or "-",
+            calls or "-",
         )
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
@@ -5967,7 +5968,7 @@ class ModelManager:
         return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
-        """Wait for the requests on withdrawn servables, as long as may be, and free those."""
+        """Free withdrawn servables when their requests are done, within `drain_seconds`."""
         deadline = time.monotonic() + self.config.server.drain_seconds
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
@@ -5980,8 +5981,9 @@ class ModelManager:
         broken: set[int],
         outcome: Outcome,
     ) -> None:
-        """Let readers see the new versions (one assignment),
-        then send the others into retirement.
+        """Show the new versions to readers in one assignment, then retire all others.
+
+        Versions in `broken` keep their state and their error.
         """
         available = Available(serving, labels)
         if self.available.get(name, Available({}, {})) != available:
@@ -6003,7 +6005,8 @@ class ModelManager:
     def _drain(self, patient: bool = True) -> None:
         """Wait for the requests on retired servables, then free them.
 
-        What takes too long is left for the next pass.
+        A servable still in use after `drain_seconds`, or at once without `patient`, stays for the
+        next pass.
         """
         waiting, self._draining = self._draining, []
         deadline = time.monotonic() + (self.config.server.drain_seconds if patient else 0)
@@ -6022,9 +6025,10 @@ class ModelManager:
 
 
 def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> None:
-    """Do a manager's jobs, one after the other, to the last: the loader's thread.
+    """Do a manager's jobs one after the other until the last: the body of the loader thread.
 
-    While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
+    While it waits it holds only a weak reference, so that a manager nobody else uses is freed and
+    the thread ends.
     """
     while (manager := found()) is not None:
         seconds = manager.patience()
@@ -6040,9 +6044,10 @@ def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> Non
 
 
 def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: threading.Event) -> None:
-    """End a loader whose manager nobody holds any more, or whose process ends.
+    """End the loader thread of a manager that is freed, or whose process ends.
 
-    At the end of a process it is waited for: TensorFlow aborts one that ends within a load.
+    At the end of the process, wait for the thread: TensorFlow aborts a process that exits during
+    a load.
     """
     ending.set()
     jobs.put((ModelManager.unload_all, Future()))
@@ -6053,15 +6058,14 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
 # ==================================================================================================
 # Inference
 # In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
-# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they
-# surprise.
+# Error texts and the order of the checks are TensorFlow Serving's.
 # ==================================================================================================
 
 
 def signature_name(body: Any) -> str:
-    """The signature a request asks for; `` is the default.
+    """The signature a request asks for; an empty name means `serving_default`.
 
-    Raises BadRequest when the body is no object.
+    Raises BadRequest when the body is not a JSON object, or the name not a string.
     """
     if not isinstance(body, dict):
         raise BadRequest(f"{show(body)} Is not object")
@@ -6080,8 +6084,8 @@ def predict(
     wanted: Sequence[str] = (),
     trace: Trace = UNTRACED,
 ) -> dict[str, Any]:
-    """Answer a predict request: `predictions` for `instances` (rows),
-    `outputs` for `inputs` (columns); of `wanted` outputs only.
+    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs`
+    (columns). `wanted` names the outputs to answer; empty means all of them.
     """
     signature = servable.signatures.get(name)
     if signature is None:
@@ -6110,26 +6114,26 @@ def predict(
 
 
 def require_writable(signature: Signature) -> None:
-    """Raise BadRequest for an output that JSON cannot hold, before anything is called.
+    """Raise BadRequest for an output dtype that JSON cannot hold, before the model runs.
 
     The text is TensorFlow Serving's.
     """
     for spec in signature.outputs.values():
-        told = spec.dtype != "DT_INVALID"  # a pipeline's function says nothing of its outputs
-        if told and spec.dtype not in NUMPY_DTYPES:
+        known = spec.dtype != "DT_INVALID"  # a pipeline's function does not declare its dtypes
+        if known and spec.dtype not in NUMPY_DTYPES:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
 def refuse_complex(array: np.ndarray) -> None:
-    """As `require_writable`, of an output of a pipeline's function, when it is there."""
+    """Raise BadRequest for a complex array, from a function that declares no output dtypes."""
     if array.dtype.kind == "c":
         raise BadRequest(f"Failed to write JSON value for tensor type: {array.dtype.name}")
 
 
 def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
-    """The signature with some of its outputs, in its own order.
+    """The signature with only the `wanted` outputs, in the signature's order.
 
-    Raises BadRequest for names it does not have.
+    Raises BadRequest for an output that the signature does not have.
     """
     if unknown := [name for name in wanted if name not in signature.outputs]:
         raise BadRequest(
@@ -6234,8 +6238,8 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
 
 
 def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
-    """An output as the answer holds it: itself, or base64 objects when it is
-    binary by its name (`..._bytes`).
+    """An output as the answer holds it: the array itself, or nested lists of `{"b64": ...}` for a
+    string output whose name ends in `_bytes`.
     """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         if spec.dtype == "DT_INVALID":
@@ -6277,9 +6281,10 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(
     body: dict[str, Any], allowance: Allowance
 ) -> list[Mapping[str, tuple[str, list]]]:
-    """Read `examples` with the features of `context` that they lack, which count for each of them.
+    """Read `examples`; each takes from `context` the features it lacks, and their bytes are counted
+    once per example.
 
-    TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
+    As in TensorFlow Serving an example's own feature wins, though its guide forbids it in both.
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -6298,7 +6303,7 @@ def decode_examples(
 
 
 def size_of_features(features: Mapping[str, tuple[str, list]]) -> int:
-    """Bytes that features take in a tf.train.Example, about."""
+    """Roughly the bytes that features take in a tf.train.Example."""
     return sum(
         len(name) + sum(8 + (len(value) if kind == "bytes" else 0) for value in values)
         for name, (kind, values) in features.items()
@@ -6328,7 +6333,7 @@ def decode_features(example: Any) -> dict[str, tuple[str, list]]:
 
 
 def decode_feature(name: str, value: Any) -> tuple[str, Any]:
-    """One feature value with its kind; integers are never made floats."""
+    """The kind of a feature value, and the value; an integer is never converted to a float."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int):  # true and false among them
         if not -(2**63) <= value < 2**63:
@@ -6410,7 +6415,7 @@ def check_classification(signature: Signature, text: str) -> None:
 def check_class_tensor(
     array: np.ndarray, spec: TensorSpec, dtype: str, count: int
 ) -> tuple[int, ...]:
-    """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
+    """Check that classes or scores are [examples, classes] of `dtype`; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
     require(spec.dtype == dtype, f"Expected {spec.name} Tensor of {dtype}. Got: {spec.dtype}")
@@ -6450,7 +6455,7 @@ def regress(
 
 # ==================================================================================================
 # Keys
-# In: the config's keys, a request's headers. Out: who calls, or a ServingError.
+# In: the config's keys, a request's headers. Out: the caller's key, or a ServingError.
 # ==================================================================================================
 
 
@@ -6460,19 +6465,19 @@ def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Servi
 
 
 def digest(key: str) -> str:
-    """What a config stores of a key: its SHA-256 as hexadecimal digits."""
+    """The SHA-256 of a key in hexadecimal digits, which a config stores in place of the key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def tokens_of(headers: Any) -> list[str]:
-    """The keys that a request's headers hold."""
+    """The keys in a request's Authorization and x-api-key headers."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     sent = (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
     return [token.strip() for token in sent if token.strip()]
 
 
 def list_expired(config: Config) -> list[Key]:
-    """The keys that have expired; not those that are disabled."""
+    """The expired keys among those that are not disabled."""
     now = datetime.datetime.now(datetime.timezone.utc)
     keys = [key for key in config.auth.keys if not key.disabled]
     return [key for key in keys if key.expiry and key.expiry <= now]
@@ -6482,8 +6487,8 @@ class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
     `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
-    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none
-    left.
+    `take(name, calls, period)` counts a call; it returns None, or the seconds to wait when the
+    quota is used up.
     """
 
     def __init__(
@@ -6498,7 +6503,7 @@ class KeyRing:
         self._take, self._clock = take, clock
 
     def find(self, token: str) -> Any | None:
-        """The key that a token is; every stored digest is compared, each in constant time."""
+        """The key of a token, or None; compares every stored digest, each in constant time."""
         given, found = bytes.fromhex(digest(token)), None
         for stored, key in self._keys:
             if hmac.compare_digest(given, stored):
@@ -6508,10 +6513,11 @@ class KeyRing:
     def check(
         self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
     ) -> Any:
-        """The key of a call that may reach one of some deployments, `counted` against its quota.
+        """The key of a call, if it is for one of the deployments `reached`; counts the call against
+        the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted: it lists what the key is for. Raises
-        ServingError, whose text never tells a key.
+        With None any valid key will do and the call is not counted, since it only lists what the
+        key is for. Raises ServingError, whose text never contains the key itself.
         """
         if not any(tokens):
             raise unauthorized(
@@ -6546,7 +6552,7 @@ class KeyRing:
     def _count(self, key: Any) -> None:
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
-        # exactness is what a quota promises: a call that cannot be counted is not let in
+        # a quota promises an exact count: a call that cannot be counted is refused
         except OSError as error:
             text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
             raise ServingError(text, "UNAVAILABLE", headers={"Retry-After": "5"}) from None
@@ -6575,17 +6581,17 @@ MOST_ROUTINES = 64  # in one chain
 
 
 def default_of(option: Any) -> Any:
-    """What a field of a config is, where the config does not say."""
-    made = option.default_factory
-    return option.default if made is dataclasses.MISSING else made()
+    """The default value of a config's dataclass field."""
+    factory = option.default_factory
+    return option.default if factory is dataclasses.MISSING else factory()
 
 
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
 
-    `models` has what was found out about each servable, or why it cannot be shown pictures;
-    `problem` says what of the config cannot be, `path` where it stands.
+    `models` caches by servable its ImageModel, or the ValueError that says why it takes no
+    pictures. `problem` says what is wrong with the config, `path` is the deployment's JSON path.
     """
 
     config: Any
@@ -6597,9 +6603,9 @@ class ReadyDeployment:
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
-        """How pictures are shown to a servable.
+        """The ImageModel that shows pictures to a servable.
 
-        Raises ValueError when it takes none, or nothing tells what its outputs are.
+        Raises ValueError when the servable takes no pictures or its outputs cannot be identified.
         """
         model = self.models.get(servable)
         if model is None:
@@ -6607,7 +6613,7 @@ class ReadyDeployment:
                 labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
-                if isinstance(error.__cause__, OSError):  # it may pass by: the next one reads again
+                if isinstance(error.__cause__, OSError):  # perhaps temporary: not cached
                     raise
                 model = error
             self.models[servable] = model
@@ -6616,7 +6622,7 @@ class ReadyDeployment:
         return model
 
     def problem_of(self, servable: Any) -> str:
-        """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
+        """Why a servable cannot answer for this deployment, with the JSON path to fix; or ""."""
         try:
             self.model_of(servable)
         except ValueError as error:
@@ -6624,8 +6630,8 @@ class ReadyDeployment:
         return ""
 
     def tell(self, error: ValueError) -> str:
-        """What `model_of` has raised, with its place; "" where that takes nothing away: a config
-        that says nothing of pictures may name a model for /model-serving.
+        """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
+        deployment sets no picture options: it may exist only for /model-serving.
         """
         if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
             return ""
@@ -6639,9 +6645,9 @@ class ReadyDeployment:
         )
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
-        """The deployment's label map; where it names none, the one that the model's folder has.
+        """The deployment's labels; without a label map of its own, those in the model's folder.
 
-        Raises ValueError.
+        Raises ValueError for a label file that cannot be read.
         """
         if self.config.label_map is not None or folder is None:
             return self.labels
@@ -6658,11 +6664,11 @@ class ReadyDeployment:
             raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
-        """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
+        """Build the ImageModel of a signature; raises ValueError as `model_of` does."""
         config = self.config
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
-        given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
+        boxes = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
         model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
@@ -6675,7 +6681,7 @@ class ReadyDeployment:
             options=input_options(config),
             most=config.max_detections,
             operations=signature.operations,
-            boxes=given,
+            boxes=boxes,
             classes_from=config.classes_from,
             planes=config.planes,
             activation=config.activation,
@@ -6692,7 +6698,7 @@ class ReadyDeployment:
 
 
 def input_options(config: Any) -> Any:
-    """What a deployment's config says of its model's input."""
+    """The options of a deployment's config that describe its model's input."""
     kind = routines.InputOptions
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
@@ -6700,9 +6706,10 @@ def input_options(config: Any) -> Any:
 def prepare_deployment(
     config: Any, path: str, kinds: Mapping[str, type], families: Mapping[str, Any]
 ) -> ReadyDeployment:
-    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+    """Read the labels and build the routines of a deployment's config.
 
-    Raises ConfigError for a wrong routine or family.
+    A wrong label map makes this deployment alone unavailable, as its `problem`. Raises ConfigError
+    for a wrong routine or family.
     """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
     if config.family is not None and config.family not in families:
@@ -6717,7 +6724,7 @@ def prepare_deployment(
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:
-    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    """Class names by id. Raises ValueError, whose text has the file's name without its folder."""
     name = Path(label_map).name if isinstance(label_map, str) else ""
     try:
         return routines.load_labels(label_map, Path())
@@ -6763,8 +6770,8 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
 
 
 def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
-    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
-    order that they are declared in, as `args`.
+    """A routine's arguments by name. A request may give them under `arguments` or `kwargs`, beside
+    `name`, or as a list `args` in the order of the routine's fields.
     """
     given: dict[str, Any] = {
         key: value
@@ -6793,7 +6800,7 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
-    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
+    """A deployment by id, or the default one. Raises NotFound; UNAVAILABLE if it has a problem."""
     ready = server.prepared.deployments
     if not ready:
         raise NotFound("There is no deployment: the config has none under 'deployments'")
@@ -6810,13 +6817,13 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
 
 
 def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
-    """How the server reads pictures; `options` are those of one request."""
+    """The limits for reading pictures: the config's, and `options` of one request."""
     return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 
 
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
-    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    """Turn an ImageError into a BadRequest: 400, or 413 for a picture over a limit."""
     try:
         yield
     except routines.ImageError as error:
@@ -6825,8 +6832,8 @@ def image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
-    """Answer 400 for a routine that this model or picture has nothing for; 503 where the model can
-    do nothing for one of the deployment's own.
+    """Turn a RoutineError into an answer: 503 when the deployment's model never gives what one of
+    the deployment's own routines needs, else 400.
     """
     try:
         with errors_only("a routine"):
@@ -6850,8 +6857,8 @@ def answer_pictures(
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
 
-    `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
-    `version` or a `version_label` to ask in place of the deployment's own.
+    `warn` is called with each warning of the routines, since a drawn picture has no place for it.
+    `which` has a `version` or `version_label` to ask in place of the deployment's own.
     """
     ready, own = find_deployment(server, deployment), asked_chain(server, chain)
     images = image if isinstance(image, list) else [image]
@@ -6880,7 +6887,7 @@ def answer_pictures(
 
 
 def asked_chain(server: "ModelServer", chain: Any) -> list[Any]:
-    """The routines of a request; raises BadRequest."""
+    """Build the routines of a request; raises BadRequest."""
     try:
         return read_chain(chain, server.prepared.routines)
     except ConfigError as error:
@@ -6899,7 +6906,7 @@ def ask_version(
 
 
 def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
-    """Count the picture that is drawn into, its copy, and what is half clear."""
+    """Count the memory of drawing: per picture a canvas, its copy and a transparent overlay."""
     if form in ("png", "jpeg"):
         allowance.take(3 * sum(view.drawn.nbytes for view in views))
 
@@ -6919,7 +6926,7 @@ def present_all(
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
-    """The answer to a picture for a model that cannot be shown it."""
+    """The error for a picture sent to a deployment whose model cannot take it."""
     if problem := ready.tell(error):
         text = f"Deployment '{ready.config.id}' is not available: {problem}"
         return ServingError(text, "UNAVAILABLE")
@@ -6927,14 +6934,14 @@ def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
 
 
 class View(typing.NamedTuple):
-    """A picture as a model is shown it, and as people see it: RGB, upon the background."""
+    """A picture as the model gets it, and as people see it: RGB, drawn on the background."""
 
     shown: np.ndarray
     drawn: np.ndarray
 
 
 def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: Allowance) -> View:
-    """A picture for a model; what of it is made anew is allowed for."""
+    """Prepare an RGB or RGBA picture for a model; counts the memory of a copy made for alpha."""
     if image.shape[2] == 4:
         allowance.take(3 * image.shape[0] * image.shape[1])
     drawn = routines.on_background(image, server.config.server.images.background)
@@ -6946,9 +6953,9 @@ def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: A
 def lease(
     server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
 ) -> Iterator[tuple[int, Any]]:
-    """Lease a deployment's version.
+    """Lease the servable of a deployment's version.
 
-    ServingError UNAVAILABLE, with the reason, when it is not there.
+    ServingError UNAVAILABLE, with the reason, when the version is not available.
     """
     where = deployment.model, deployment.version, deployment.version_label
     try:
@@ -6979,11 +6986,11 @@ def annotate(
     trace: Trace,
     origin: Mapping[str, Any],
 ) -> list[Any]:
-    """Predictions for pictures: the deployment's routines, then the request's; extensions see them
-    in between.
+    """Predictions for pictures: run the model and the deployment's routines, let extensions see the
+    result, then run the request's routines (`own`).
 
-    The request's routines on the picture run before the model as well. `origin` says where they are
-    from.
+    Those of `own` that work on the picture run before the model. `origin` names the deployment,
+    model and version for the extensions.
     """
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
@@ -7006,15 +7013,15 @@ def annotate(
 
 # --- pictures in predict bodies -----------------------------------------------------------------
 #
-# TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
+# TensorFlow Serving takes encoded pictures only for string tensors; bodies for those stay as is.
 
 
-Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
+Change = Callable[[Any, Any], Any]  # change(leaf of nested lists, its input's TensorSpec) -> leaf
 
 
 def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
-    """A predict body in place of `instances` that are a picture's bytes: a row of that, or the one
-    input of a model that takes a picture and no rows of them.
+    """Replace `instances` that are a picture's raw bytes: by a list of that one row, or by `inputs`
+    for a model whose only input has no batch dimension.
     """
     picture = body.get("instances")
     if not isinstance(picture, bytes):
@@ -7029,7 +7036,7 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if key == "instances" and not isinstance(body[key], list):  # refused, with what else is no row
+    if key == "instances" and not isinstance(body[key], list):  # `decode_rows` refuses it
         return body
     with image_errors():
         return {**body, key: unpack_value(signature, key, body[key], limits)}
@@ -7059,7 +7066,7 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             }
         return visit_all(item, next(iter(specs.values())), change)
 
-    # All of them, before the first is decoded.
+    # Check the headers of all pictures before decoding the first.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
     pixels = visit(
         opened,
@@ -7071,10 +7078,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
 
 
 def picture_input(spec: Any) -> Any:
-    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
-    where it takes none.
+    """How an input takes pictures (pixels 0..255), judged by its shape as `/predict` does; None if
+    it takes none.
 
-    The dtype is left to `fit_pixels`.
+    `fit_pixels` converts to the input's dtype, so DT_UINT8 here is only nominal.
     """
     if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
         return None
@@ -7109,20 +7116,20 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
 
 
 def open_picture(leaf: Any, limits: Any) -> Any:
-    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
+    """Open a picture's bytes or base64, reading only its header; other leaves stay as they are."""
     if is_base64(leaf):
         leaf = routines.read_text(leaf["b64"], limits)
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
 def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
-    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
+    """Decode a picture to pixels 0..255 in an input's layout and dtype, resized to a fixed size."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
     image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
     height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
-    # In the tensor's dtype it is made here, and once more when rows are joined.
+    # Two copies in the tensor's dtype: one made here, one when the rows are stacked.
     channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
     pixels, _ = shown.show(image)
@@ -7143,17 +7150,17 @@ def as_row(value: Any, spec: Any) -> Any:
 
 # ==================================================================================================
 # ModelServer
-# In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
+# In: a config in any form. Out: the Python API, one method for each kind of request.
 # ==================================================================================================
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: a name for the log, and the ids and paths that the key is for,
-    None for all of them.
+    """Who calls: a name for the log, and the deployment ids and handler paths that the caller's key
+    is for; None for all of them.
 
-    `key` is the config's, where one has let the call in, `counted` whether that is a call that a
-    quota counts.
+    `key` is the config's key that let the call in, if one did; `counted` tells whether the call
+    counts against its quota.
     """
 
     name: str = "-"
@@ -7162,7 +7169,7 @@ class Caller:
     counted: bool = False
 
     def may_see(self, *names: str) -> bool:
-        """Whether any of these deployments or handlers is for this caller."""
+        """Whether the caller may use any of these deployments or handlers."""
         return self.deployments is None or not self.deployments.isdisjoint(names)
 
 
@@ -7173,11 +7180,11 @@ class ModelServer:
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
     `source` is the path of a config file (which `reload` reads again), a dict or a `Config`; `text`
-    is what the file is to be taken to hold, where that is not yet what it does. Models
-    are loaded in a thread of their own, from `start` or the first question on; a question waits
-    until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
-    ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
-    `readiness`. `stop` frees the models and ends the threads, as does dropping the last reference.
+    replaces the file's bytes, to try a config before it is written. Models load in a background
+    thread, from `start` or the first call on; a call waits until the model's first load is over, an
+    HTTP request at most `load_wait_seconds`. Raises ConfigError when the config is wrong; models
+    that cannot be loaded are reported by `status` and `readiness`. `stop` frees the models and ends
+    the threads, as does dropping the last reference.
     """
 
     def __init__(
@@ -7189,26 +7196,26 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
-            text = read_file(path) if path else b""  # once: what is remembered is what was parsed
+            text = read_file(path) if path else b""  # read once: the manager keeps what is parsed
         self.extensions = named_once(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
-        # What extensions do around each request, without those that do nothing.
+        # Hooks around each request; those left at their default, which does nothing, are skipped.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
-        self.kept: dict[tuple[Any, ...], Any] = {}  # handlers that are imported, by kind and name
-        self.endpoints: dict[str, Any] = {}  # those of `endpoint`
-        self.waiting: Any = ()  # what has a length: the requests that wait for a thread
-        self.place_of: Callable[[str], int | None] = lambda request_id: None  # None: not known
+        self.kept: dict[tuple[Any, ...], Any] = {}  # outlives reloads: modules, pools, ...
+        self.endpoints: dict[str, Any] = {}  # by path: what `endpoint` has registered
+        self.waiting: Any = ()  # the requests that wait for a thread; only its length is used
+        self.place_of: Callable[[str], int | None] = lambda request_id: None  # place in the queue
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
-        self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
+        self.max_request_bytes = config.server.max_request_bytes  # of the start, as in waitress
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        # Each, while its site is there, gives it the URLs that are new.
+        # By site: a function that adds the URLs of a new config to it.
         self.mounts: list[weakref.ref[Callable[[], None]]] = []
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
-        # Of each answer: those that add nothing are left out here.
+        # Hooks that add headers to each answer, likewise without the defaults.
         self.dressers = [e.headers for e in self.extensions if e.headers is not none]
         self.load: Load = load_saved_model
         for extension in self.extensions:
@@ -7222,7 +7229,7 @@ class ModelServer:
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     def show_urls(self) -> None:
-        """Give the sites that the server is mounted in the URLs that a reload has brought."""
+        """Add the URLs that a reload has brought to the sites that the server is mounted in."""
         for found in tuple(self.mounts):
             if (mount := found()) is not None:
                 mount()
@@ -7246,7 +7253,7 @@ class ModelServer:
 
     @property
     def generated_key(self) -> str | None:
-        """The key made at start, while the config has none."""
+        """The key made at start, or None when the config has keys of its own."""
         return None if self.config.auth.keys else self.key
 
     def endpoint(
@@ -7274,7 +7281,7 @@ class ModelServer:
         return register
 
     def start(self) -> "ModelServer":
-        """Begin to load the models, in the background; harmless when begun."""
+        """Start loading the models in the background; a second call does nothing."""
         self.manager.start()
         return self
 
@@ -7296,7 +7303,7 @@ class ModelServer:
                 logger.exception("Extension %s did not end", extension.name)
 
     def allowance(self) -> Allowance:
-        """What a request's body may unpack to; closed when it is answered."""
+        """A new allowance for what one request's body unpacks to; close it after the answer."""
         return Allowance(self.unpacked, self.config.server.max_decoded_bytes)
 
     def predict(
@@ -7312,12 +7319,12 @@ class ModelServer:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
-        Arrays may stand wherever the body has numbers; what makes an array of itself (a tensor, a
-        frame of pandas), a tuple or a range for a whole input, `instances` or an item of that.
-        Answers are arrays in the model's dtype, strings bytes; `outputs` names those to answer, all
-        by default. Raises BadRequest, NotFound, and ServingError with the code of an error in the
-        graph. `allowance` and `trace` are the request's that this is part of; without an allowance,
-        the call has its own.
+        Arrays may stand wherever the body has numbers. An array-like (a tensor, a pandas
+        DataFrame), a tuple or a range may stand for a whole input, `instances` or one of its items.
+        Answers are arrays in the model's dtype, strings as bytes; `outputs` names the outputs to
+        answer, all by default. Raises BadRequest, NotFound, and ServingError with the code of an
+        error in the graph. `allowance` and `trace` belong to the surrounding request; without an
+        allowance, the call makes its own.
         """
         name = signature_name(body)
         lease = self.lease(model, version, label, trace)
@@ -7326,7 +7333,7 @@ class ModelServer:
             value = body.get("instances", body.get("inputs"))
             if signature and signature.inputs and holds_bytes(value):
                 body = wrap_picture(signature, body)
-                if not has_strings(signature):  # those take bytes as they are
+                if not has_strings(signature):  # string inputs take bytes as they are
                     limits = image_limits(self.config, own.take)
                     body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
@@ -7368,7 +7375,7 @@ class ModelServer:
     def lease(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
-        """Yield a version and its servable, the version named, the labelled one or the highest.
+        """Lease a version and its servable: the named version, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
@@ -7408,11 +7415,11 @@ class ModelServer:
             return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None, counted: bool = True) -> Caller:
-        """Who calls, by the key in a request's headers, if it is for one of the deployments
-        `reached`; counts the call where it is to be `counted`.
+        """The caller, by the key in a request's headers, if it is for one of the deployments
+        `reached`; counts the call against the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429,
-        or 503 when a call cannot be counted.
+        With None any valid key will do and the call is not counted. Raises ServingError: 401, 403,
+        429, or 503 when the call cannot be counted.
         """
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(tokens_of(headers), wanted, counted)
@@ -7422,9 +7429,9 @@ class ModelServer:
     def status(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> dict[str, Any]:
-        """The states of a model's versions, highest first, or of one.
+        """The states of a model's versions, highest first, or of one version.
 
-        Raises NotFound for those never seen.
+        Raises NotFound for a model or version never seen.
         """
         self.start()
         states = self.manager.states().get(model)
@@ -7459,12 +7466,12 @@ class ModelServer:
             }
 
     def drop(self, kind: str, named: Collection[Any]) -> None:
-        """Forget what is kept of a kind that the config names no more."""
+        """Drop from `kept` the entries of a kind whose key is not among `named`."""
         for key in [key for key in self.kept if key[0] == kind and key not in named]:
             del self.kept[key]
 
     def readiness(self) -> list[str]:
-        """What is not ready: the models without an available version; empty when all is ready."""
+        """The models, deployments and handlers that cannot answer; empty when all are ready."""
         self.start()
         others = (name for extension in self.extensions for name in extension.unready(self))
         return [*self.manager.unready(), *others]
@@ -7473,9 +7480,9 @@ class ModelServer:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model
         Server gives.
 
-        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in
-        `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout`
-        seconds.
+        201: something was read or loaded anew; 200: nothing had changed; else the body has `error`,
+        and in `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after
+        `timeout` seconds.
         """
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
@@ -7529,11 +7536,11 @@ def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
 
 
 def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> dict[str, Any]:
-    """What a reload to `wanted` would change: of each section by name what is added, removed and
-    changed, of models the versions that are loaded, loaded anew and unloaded.
+    """What a reload to `wanted` would change: by section the names added, removed and changed, and
+    for models also the versions to load, reload and unload.
 
-    `problems` are those that can be seen without loading, as a reload's `details` have them.
-    Values are told of models and of `server` alone: elsewhere may stand keys and passwords.
+    `problems` has what can be seen without loading, worded as in a reload's `details`. Only models
+    and `server` show values: other sections may hold keys and passwords.
     """
     now = manager.config
     versions, problems = plan_versions(manager, wanted)
@@ -7563,8 +7570,8 @@ TOLD = ("model_config_list", "auth", "server")
 
 
 def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[str]:
-    """The names of the sections that two configs differ in, without those that are told elsewhere;
-    of `admin` those of its options: `admin.upload`.
+    """The names of the sections in which two configs differ, except those in `told`; for `admin`
+    the options that differ, such as `admin.upload`.
     """
     names = [name for name in changed_fields(now, wanted) if name not in told]
     if "admin" not in names or now.admin is None or wanted.admin is None:
@@ -7574,7 +7581,7 @@ def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[s
 
 
 def has_changes(plan: Mapping[str, Any]) -> bool:
-    """Whether anything stands in a plan's lists, but for the problems."""
+    """Whether any list of a plan, at any depth, is not empty; `problems` do not count."""
     return any(
         has_changes(found) if isinstance(found, dict) else isinstance(found, list) and bool(found)
         for name, found in plan.items()
@@ -7585,7 +7592,10 @@ def has_changes(plan: Mapping[str, Any]) -> bool:
 def compare(
     now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
 ) -> dict[str, Any]:
-    """What two sections differ in, by the names of their entries."""
+    """The entries added, removed and changed between two sections, given by name.
+
+    `tell(now, wanted)` lists the options that differ in a changed entry.
+    """
     both = [name for name in wanted if name in now and now[name] != wanted[name]]
     return {
         "added": [name for name in wanted if name not in now],
@@ -7595,7 +7605,7 @@ def compare(
 
 
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
-    """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
+    """As `compare`, for a section whose entries are named by the attribute `name`; no values."""
     before, after = (
         {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
@@ -7604,16 +7614,16 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
 
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
+    """By model the versions that would be loaded, reloaded and unloaded; and all problems."""
     looks = list(look_at(wanted, manager.list_versions))
     problems = [problem for look in looks for problem in look.problems]
-    models = {look.model.name: look for look in reversed(looks)}  # the first of a name
+    models = {look.model.name: look for look in reversed(looks)}  # the first of a name wins
     plans, served = [], dict[str, list[int]]()
     last_stay = wanted.server.servable_versions_always_present
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         look = models.get(name)
         picked = look.picked if look else {}
-        if picked is None or look and not picked and last_stay:  # what is loaded stays
+        if picked is None or look and not picked and last_stay:  # loaded versions stay
             continue
         served |= {name: sorted(picked)} if picked else {}
         found = manager.plan_model(name, look and look.model, picked)
@@ -7622,9 +7632,9 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
-    """A picture as Python code has it, as uint8 RGB [H, W, 3], or RGBA where it has some.
+    """A picture given from Python as uint8 RGB [H, W, 3], or RGBA [H, W, 4] if it has alpha.
 
-    Raises OSError for a file that cannot be read, ServingError for what is no picture.
+    Raises OSError for a file that cannot be read, BadRequest for anything that is no picture.
     """
     with image_errors():
         if isinstance(image, str | os.PathLike):
@@ -7642,21 +7652,21 @@ def read_picture(image: Any, limits: Any) -> np.ndarray:
 def use_allowance(
     server: ModelServer, given: Allowance | None
 ) -> contextlib.AbstractContextManager[Allowance]:
-    """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
+    """The allowance given, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else contextlib.closing(server.allowance())
 
 
 def load_model(
     server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
 ) -> Servable:
-    """Load a version, as the manager asks for it; `options` are those of the start."""
+    """Load a version for the manager; `options` are the server options at the start."""
     return server.load(LoadRequest(folder, model, options, server.config.import_modules))
 
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
-    """Build what requests need of a config.
+    """Build what requests need of a config: keys, deployments, routines, extensions' parts.
 
-    Raises ConfigError for what it names that is missing or wrong.
+    Raises ConfigError for anything that the config names and that is missing or wrong.
     """
     refuse_unread(config, server.extensions)
     kinds, families = prepare_routines(server, config)
@@ -7685,17 +7695,17 @@ def prepare_routines(
         try:
             with errors_only("the module"):
                 kinds, others = import_once(server, name)
-        except Exception as error:  # somebody's code
+        except Exception as error:  # of any kind: the module is not ours
             path = f"$.routine_modules[{index}]"
             raise ConfigError(path, explain(error)) from error
         own |= kinds
         families |= others
-    # A server's own families are tried first, and stand in for those of their names.
+    # A server's own families come first, so they are tried first; one of the same name replaces.
     return ChainMap(own, *routines.ROUTINES.maps), {**families, **routines.FAMILIES, **families}
 
 
 def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[str, Any]]:
-    """What a module holds, or a file that is run again only when its text has changed."""
+    """The routines and families of a module; a .py file runs again only when it has changed."""
     text = Path(name).read_bytes() if name.endswith(".py") else b""
     key, known = ("routines", name), server.kept.get(("routines", name))
     if known is None or known[0] != text:
@@ -7708,9 +7718,7 @@ def no_limit(name: str, calls: int, period: str) -> None:
 
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
-    """Raise ConfigError for a section of the config that nobody here reads,
-    with the file that would.
-    """
+    """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
@@ -7721,7 +7729,7 @@ def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
-    """The JSON paths of what a config gives of a section: `auth`, `keys[]`, `quota`."""
+    """The JSON paths at which a config sets a section, named as `["auth", "keys[]", "quota"]`."""
     if not names:
         yield from [path] if value else []
         return
@@ -7735,7 +7743,7 @@ def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[st
 
 
 def refresh_others(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    """What follows the models of a pass of the loader."""
+    """Let extensions bring their servables up to date after the models of a loader pass."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
 
@@ -7769,14 +7777,14 @@ Source = str | os.PathLike | Mapping | Config | ModelServer
 
 
 def as_server(source: Source) -> ModelServer:
-    """What came to the door, as a ModelServer."""
+    """A ModelServer as it is; anything else becomes the config of a new one."""
     return source if isinstance(source, ModelServer) else ModelServer(source)
 
 
 # ==================================================================================================
 # HTTP
 # In: a WSGI environ, under any prefix, in any Flask site. Out: a Reply.
-# Views are flat: call in, one question to the server, reply out.
+# A view takes a call, asks the server one question and returns the reply.
 # ==================================================================================================
 
 
@@ -7788,14 +7796,14 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
+    stream: Iterable[bytes] | None = None  # in place of the body, when its length is not known
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
         more = self.headers + headers
         return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
-        """The headers as they are sent; a status that has no body has no length."""
+        """The headers to send; a 204 and a stream go without Content-Length."""
         headers = [("Content-Type", self.content_type), *self.headers]
         if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
@@ -7810,9 +7818,9 @@ def reply(value: Any, status: int = 200) -> Reply:
 class Call:
     """A request, as views and readers see it.
 
-    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix`
-    itself is below the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its
-    own check of who calls. `most_bytes` is the host's limit of a body.
+    `path` is what follows the mount point `prefix`, still percent-encoded as the client wrote it.
+    `prefix` is decoded and follows the environ's SCRIPT_NAME. `site` is the host's request object,
+    for its own `authorize` check. `most_bytes` is the host's limit for a body.
     """
 
     def __init__(
@@ -7828,7 +7836,7 @@ class Call:
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
-        self.allowance: Any = None  # of what the body unpacks to; while it is answered
+        self.allowance: Any = None  # for what the body unpacks to; set while the call is answered
         self.turn: Turn = environ.get("serving.turn") or Turn()
         has_left = environ.get("waitress.client_disconnected", stays)
         self.trace = Trace(self.turn.queued, has_left)
@@ -7865,22 +7873,20 @@ class Call:
 
     @property
     def url(self) -> str:
-        """The address at which the server is mounted, as this client reaches it.
-
-        Without a slash at the end.
-        """
+        """The URL of the mount point as this client reaches it, without a slash at the end."""
         return get_current_url(self.environ, root_only=True).rstrip("/") + quote(self.prefix)
 
     @property
     def mount(self) -> str:
-        """The path of that address."""
-        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # as WSGI has it
+        """The path of the mount point, percent-encoded."""
+        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # Latin-1, as WSGI requires
         return quote(script.encode("latin-1").decode("utf-8", "replace") + self.prefix)
 
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
 
-        ServingError 413 beyond `limit` bytes, 411 for chunks that the WSGI server hands on as none.
+        ServingError 413 beyond `limit` bytes, 411 for a chunked body whose end the WSGI server does
+        not mark.
         """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
@@ -7896,7 +7902,7 @@ class Call:
                 status=411,
             )
         try:
-            if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
+            if self.site is not None and "stream" in vars(self.site):  # a hook has read the body
                 data = body_of(self.site)
             elif length:
                 data = self.environ["wsgi.input"].read(length)
@@ -7904,7 +7910,7 @@ class Call:
                 data = get_input_stream(self.environ, max_content_length=limit + 1).read()
         except (HTTPException, ServingError, MemoryError):
             raise
-        except Exception as error:  # each WSGI server has its own for a body that breaks off
+        except Exception as error:  # each WSGI server raises its own for a body cut short
             raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
         if len(data) > limit:
             raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
@@ -7914,9 +7920,9 @@ class Call:
 
 
 def body_of(site: Request) -> bytes:
-    """The body of a request that a hook of the site's has read before, as Flask keeps it.
+    """The body of a request that a hook of the site has read already, from Flask's cache.
 
-    Raises ServingError where Flask keeps nothing: a form that is taken apart, or `cache=False`.
+    Raises ServingError when Flask has cached nothing: after a parsed form or with `cache=False`.
     """
     data = site.get_data()
     is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
@@ -7933,10 +7939,10 @@ def body_of(site: Request) -> bytes:
 
 @dataclass(frozen=True)
 class Envelope:
-    """How the JSON at a URL is wrapped: what a handler gets and returns, and what errors say.
+    """How the JSON at a URL is wrapped: a handler's input and result, and the bodies of errors.
 
-    `error(text, status, request_id)` is the whole body of an error. `unwrap(body)` is what a
-    handler is called with, and may raise BadRequest; `wrap(result)` is what is answered for it.
+    `error(text, status, request_id)` returns the body of an error. `unwrap(body)` returns what the
+    handler is called with, or raises BadRequest; `wrap(result)` returns the body of the answer.
     """
 
     error: Callable[[str, int, str], Any]
@@ -7945,7 +7951,7 @@ class Envelope:
 
 
 def tell_in_full(text: str, status: int, request_id: str) -> dict[str, Any]:
-    """An error's body as Datature's: with its status by name."""
+    """An error's body in Datature's form: with the status also by name."""
     known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
     name = known.phrase.title().replace(" ", "") if known else "Error"
     return {"error": text, "status": name, "code": status, "request_id": request_id}
@@ -7963,7 +7969,7 @@ HUB = Envelope(  # CellStrat's
 
 
 def enveloped(envelope: Envelope) -> Callable[[Callable], Callable]:
-    """Mark a function: its URL answers in this envelope, unless the config names another."""
+    """A decorator: the function's URL answers in this envelope unless the config names another."""
 
     def mark(function: Callable) -> Callable:
         function.envelope = envelope  # type: ignore[attr-defined]
@@ -7976,9 +7982,10 @@ hub_handler = enveloped(HUB)
 
 
 def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer an error, in the envelope of its URL: the one place that turns errors into HTTP.
+    """Answer an error in the envelope of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
+    The text of an unexpected error goes into the log alone. Never raises, even if the error's own
+    attributes are broken.
     """
     try:
         return tell_error(error, call, envelope)
@@ -8002,7 +8009,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
-        if error.response is not None:  # what a host site's own check answers
+        if error.response is not None:  # the response of a host site's own check
             answer = error.get_response()
             own = ("Content-Type", "Content-Length")
             others = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
@@ -8013,7 +8020,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
         raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
-    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    text = text.encode("utf-8", "replace").decode()  # a quoted request may hold lone surrogates
     status = status if 400 <= status <= 599 else 500
     body = envelope.error(text, status, call.request_id)
     return reply(body, status).with_headers(*sendable(headers.items()))
@@ -8025,23 +8032,23 @@ def log_failed(call: Call, how: str, error: BaseException) -> None:
 
 
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer what nobody has foreseen: the reason is in the log alone."""
+    """Answer an unexpected error with a fixed text; its reason goes into the log alone."""
     log_failed(call, "failed", error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-OF_A_BODY = ("content-length", "content-type", "trailer")  # the server's own to tell
+OF_A_BODY = ("content-length", "content-type", "trailer")  # the server itself sets these
 
 
 def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """An error's headers that can stand in a response; the log names the others."""
+    """Those of an error's headers that can be sent; the log names the others."""
     return tuple((name, value) for name, value in headers if is_sendable(name, value))
 
 
 def is_sendable(name: Any, value: Any) -> bool:
-    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    """Whether a header is one line of Latin-1 and not one that the server sets itself."""
     if (
         isinstance(name, str)
         and isinstance(value, str)
@@ -8074,7 +8081,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
-PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
+PLAIN_BYTES = 2000  # a JSON body from this size on is searched for large arrays
 
 
 def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
@@ -8098,8 +8105,8 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: 
 def infer_any(
     call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]], extensions: Sequence[Extension]
 ) -> dict[str, Any]:
-    """The answer to a predict body, whatever it is: what an extension reads, large JSON,
-    or any JSON.
+    """The answer to a predict body: in a format that an extension reads, as JSON with large arrays,
+    or as plain JSON.
     """
     value = first(extension.read(call, body) for extension in extensions)
     large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
@@ -8110,9 +8117,9 @@ def infer_any(
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong in the body: the plain path has the texts.
+    """The answer; None for a wrong body, which the plain path then reads again for its error text.
 
-    A model that fails is not run again; one that answers what cannot be written is.
+    A failed model is not run again; one whose output JSON cannot hold runs twice.
     """
     try:
         return infer(value)
@@ -8125,7 +8132,7 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
-    """Whether a predict request is small JSON that wants JSON."""
+    """Whether a predict request is a small JSON object and asks for no other form of answer."""
     return (
         len(body) < PLAIN_BYTES
         and body[:1] == b"{"
@@ -8147,7 +8154,7 @@ MOST_SAMPLES = 24
 
 
 def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
+    """The picture files in `samples`, a folder beside the versions of a deployment's model."""
     models = server.config.models
     base = next((one.base_path for one in models if one.name == deployment.model), None)
     files = sorted(Path(base).glob("samples/*")) if base else []
@@ -8208,7 +8215,9 @@ def read_image(
 
 
 def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndarray]:
-    """The picture, or the array of several, that a body is; as `curl -d` damages it, it says so."""
+    """The picture, or array of several, that the body consists of; an error hints at `curl -d`,
+    which damages bytes.
+    """
     try:
         return routines.read_bytes(body, limits, call.mimetype)
     except routines.ImageError as error:
@@ -8218,14 +8227,14 @@ def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndar
 
 
 class FormParser(MultiPartParser):
-    """Fields as Latin-1, which keeps every byte: a picture may come without the name of a file."""
+    """Decodes fields as Latin-1, which keeps every byte: a picture may come as a plain field."""
 
     def get_part_charset(self, headers: Headers) -> str:
         return "latin-1"
 
 
 def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
-    """The fields, as Latin-1, and the files of a form, which are to be closed. Raises BadRequest,
+    """The fields of a form, as Latin-1, and its files, which the caller closes. Raises BadRequest,
     and ServingError 413 for too many parts.
     """
     boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
@@ -8241,8 +8250,8 @@ def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
 
 
 def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
-    """The picture and the routines of a form with a file, whatever its field is called; pictures
-    of one with several files.
+    """The picture and the routines of a form with one file, under any field name; a list of
+    pictures for a form with several files.
     """
     fields, files = parse_form(call, body)
     try:
@@ -8261,8 +8270,8 @@ def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[n
 
 
 def find_files(fields: MultiDict, files: MultiDict) -> list[FileStorage]:
-    """The pictures of a form: its files but for inputs that were left empty, which browsers send
-    too; where there are none, the fields `image` and `file`.
+    """The pictures of a form: its files, without empty file inputs, which browsers send too; if it
+    has no files, the fields `image` and `file`.
     """
     sent = [file for name, file in files.items(multi=True) if name != "routines"]
     named = [
@@ -8286,7 +8295,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
     return routines.read_many(files, limits, read, "file") if files[1:] else read(files[0], limits)
 
 
-# all else is taken for a picture
+# a body that does not match is taken for a picture
 MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
@@ -8296,7 +8305,7 @@ def read_query_routines(call: Call) -> Any:
 
 
 def parse_routines(text: bytes, where: str) -> Any:
-    """The JSON of routines; none of no text. Raises BadRequest that names them."""
+    """The routines in a JSON text, none for an empty one; raises BadRequest that says where."""
     try:
         return parse_json(text or b"[]")
     except BadRequest as error:
@@ -8325,7 +8334,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     call.trace.deployment = ready.config.id
     image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    # the first: Java's client names image/jpeg among others, unasked
+    # only the first counts: Java's client lists image/jpeg among others by default
     wanted = next(iter(accepted.values()), "")
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
@@ -8353,11 +8362,11 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     return replied
 
 
-MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+MOST_HEADER = 4000  # characters of one header; proxies allow 8,000 for all of them
 
 
 def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
-    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    """The X-Warnings header of a drawn picture: a JSON list in ASCII of as many as fit."""
     kept = list(warnings)
     while kept and len(json.dumps(kept)) > MOST_HEADER:
         kept.pop()
@@ -8425,16 +8434,14 @@ def view_live(server: ModelServer, call: Call) -> Reply:
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
-        if server.config.auth.protect == "all":  # what is served is for who has a key
+        if server.config.auth.protect == "all":  # names are only for callers with a key
             which = f"{len(waiting)} of what is served: the log says of which"
         raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 
 
 def may_see_model(server: ModelServer, call: Call, model: str) -> bool:
-    """Whether a caller may know of a model: one of the deployments
-    that its key is for serves it.
-    """
+    """Whether the caller may know of a model: its key is for a deployment of that model."""
     return call.caller.may_see(*deployments_of(server, model))
 
 
@@ -8446,31 +8453,31 @@ def deployments_of(server: ModelServer, model: str) -> list[str]:
 class Route:
     """A row of the URL table.
 
-    `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
-    view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
-    ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
-    call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
-    has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
-    marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
-    What is `free` only tells how things are: no quota counts it.
-    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
-    themselves, one is kept; by default it is that of the model or handler that is reached.
+    In a `url` such as `/v1/models/{model}[/versions/{version}|/labels/{label}]`, a name in braces
+    is an argument of the view, brackets hold an optional part, parentheses a required one, `|`
+    separates alternatives, and a part in single quotes is case-sensitive. `guard` says who may
+    call: `open` anybody; `shared` anybody, or with `protect: all` only callers with a key; `key`
+    only callers with a key; `own` only callers with a key of the config, whatever a host site's
+    check says; `admin` as `own`, and the view asks that the key is marked admin. A route that
+    `lists` is open to every key and shows what that key is for. A `free` route only reports state:
+    no quota counts it. `line` names the queue in which requests wait for a thread, by default that
+    of the model or handler reached; a thread is kept free for `health` and `state`.
     """
 
     methods: tuple[str, ...]
     url: str
     view: Callable[..., Reply]
     guard: str
-    doc: str = ""  # what it answers, for the OpenAPI document
+    doc: str = ""  # what the route answers, for the OpenAPI document
     lists: bool = False
     free: bool = False
     line: str = ""
-    infers: bool = False  # it runs a model or a handler: what /stats draws
-    probe: bool = False  # asked every few seconds: the log has it where `log_probes` says so
+    infers: bool = False  # runs a model or a handler, so that /stats counts it
+    probe: bool = False  # asked every few seconds: logged only with `log_probes`
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
-        """What it matches: whole, undecoded and in any case, as TensorFlow Serving's grammar."""
+        """Matches a whole undecoded path, ignoring case, as TensorFlow Serving's grammar does."""
         return re.compile("".join(map(pattern_of, PARTS.split(self.url))), re.IGNORECASE)
 
     @property
@@ -8479,7 +8486,7 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
-OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
+OWN_KEYS = ("own", "admin")  # guards of routes for callers with a key of the config alone
 NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
@@ -8503,7 +8510,7 @@ def pattern_of(part: str) -> str:
 
 
 def spellings(url: str) -> list[str]:
-    """Each way to write a route's URL, names still in braces; the shortest last."""
+    """Each way to write a route's URL, with names still in braces; the shortest comes last."""
     group = re.search(r"([\[(])([^\[\]()]*)[\])]", url)
     if group is None:
         return [url.replace("'", "")]
@@ -8517,7 +8524,7 @@ def route(
 ) -> Route:
     """A row of the URL table; `doc` says what it answers, for the OpenAPI document.
 
-    Raises ValueError for a guard that is none: what it was to keep would be open.
+    Raises ValueError for an unknown guard, which would leave the route open.
     """
     if guard not in ("open", "shared", *NEED_KEY):
         raise ValueError(f"{url}: guard: expected open, shared, key, own or admin, got '{guard}'")
@@ -8602,7 +8609,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
 
 
 def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: str) -> str:
-    """The shortest URL of a view below the mount, with what stands in braces filled in."""
+    """The shortest URL of a view below the mount point, with `names` filled in for the braces."""
     ways = [url for row in rows if row.view is view for url in spellings(row.url)]
     fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
     return BRACES.sub(
@@ -8610,8 +8617,8 @@ def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: 
     )
 
 
-# Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
-# answers what it does not know.
+# All paths below these belong to the server: those that no row of the table matches are answered
+# as TensorFlow Serving answers unknown paths.
 OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -8630,14 +8637,14 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
     written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
-    # What is written is right where it is the path, or that below the mount; not where somebody on
-    # the way, a site's middleware or a proxy, has taken a prefix off.
+    # The path as written is right if it decodes to `decoded`. It does not if the mount point comes
+    # before it, or if a site's middleware or a proxy has removed a prefix.
     if written == decoded or written.startswith("/") and unquote(written) == decoded:
         return written
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
     mount = whole[: len(whole) - len(decoded)]
-    if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
+    if mount.endswith("/"):  # a doubled slash: Flask accepts it, TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
         below = written[match.start() :]
@@ -8651,21 +8658,19 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
 
 
 def path_of(uri: str) -> str:
-    """The path of a request's target, undecoded, whether that is a path or a whole URL."""
+    """The undecoded path of a request target, which is a path or a whole URL."""
     path = uri.partition("?")[0]
     return path if path.startswith("/") else re.sub(r"^\w+://[^/]*", "", path)
 
 
 class Found(typing.NamedTuple):
-    """What a URL selects: a row of the table, its view's arguments,
-    and how its errors are written.
-    """
+    """What a URL selects: a row of the table, the view's arguments, and the envelope of errors."""
 
     route: Route
     arguments: dict[str, Any]
     name: str  # in metrics
     envelope: Envelope
-    deployment: str = ""  # the id that stands in the URL in a model's place
+    deployment: str = ""  # the deployment id that the URL has in place of a model's name
 
 
 @functools.cache
@@ -8674,9 +8679,9 @@ def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
     return (*ROUTES, *(row for extension in extensions for row in extension.routes))
 
 
-@functools.lru_cache(512)  # of short requests
+@functools.lru_cache(512)  # `find_known` bypasses the cache for long paths
 def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
-    """The first row that fits; raises BadRequest for a version that is no number of 64 bits."""
+    """The first row that matches; raises BadRequest for a version over 63 bits."""
     for route in routes_of(extensions):
         match = route.pattern.fullmatch(path) if method in route.methods else None
         if match is None:
@@ -8694,8 +8699,8 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
 
 
 def is_taken(extensions: tuple[Extension, ...], path: str) -> bool:
-    """Whether a path is the server's own, which no handler can have: the table's, or below a name
-    that some of its URLs begin with.
+    """Whether a path is the server's own, so that no handler can have it: a URL of the table, or
+    one whose first segment begins a URL of the table.
     """
     rows = routes_of(extensions)
     return first_name(path).lower() in taken_names(extensions) or any(
@@ -8722,9 +8727,9 @@ def read_version(digits: str) -> int:
 
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
-    """What a method and an undecoded path select, a handler among it; None for no match.
+    """The route or handler that a method and an undecoded path select; None for no match.
 
-    Raises BadRequest.
+    Raises BadRequest for a version that is out of range.
     """
     match = match_route if len(method + path) < 200 else match_route.__wrapped__
     known = match(server.extensions, method, path)
@@ -8734,11 +8739,11 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
-    """What a method and an undecoded path select; raises BadRequest for no match."""
+    """As `find_known`, but raises for no match: BadRequest, or 405 for one of our own URLs."""
     if (known := find_known(server, method, path)) is not None:
         return known
     others = [route for route in routes_of(server.extensions) if route.pattern.fullmatch(path)]
-    if others and all(route.guard in NEED_KEY for route in others):  # none of TensorFlow Serving's
+    if others and all(route.guard in NEED_KEY for route in others):  # not TensorFlow Serving's URL
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
@@ -8746,9 +8751,9 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
 
 
 def use_deployment(server: ModelServer, known: Found) -> Found:
-    """What a /model-serving URL selects: a deployment's model and version for its id.
+    """Replace the alias of a /model-serving URL by the model and version of that deployment.
 
-    An id that is none names a model itself.
+    An alias that is no deployment's id is a model's name.
     """
     others = dict(known.arguments)
     alias = others.pop("alias")
@@ -8762,7 +8767,7 @@ def use_deployment(server: ModelServer, known: Found) -> Found:
 
 
 def reached_by(server: ModelServer, found: Found) -> str:
-    """The model or handler that a URL reaches, under whichever name; else the name of its view."""
+    """The model or handler that a URL reaches, itself or by a deployment; else the view's name."""
     arguments = found.arguments
     if "model" in arguments:
         return arguments["model"]
@@ -8776,16 +8781,14 @@ def reached_by(server: ModelServer, found: Found) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A server as it is mounted: with the host site's own check in place of keys,
-    where it has one.
-    """
+    """A mounted server, and the host site's own check in place of keys, if it has one."""
 
     server: ModelServer
     check: Callable[[Any], Any] | None = None
 
 
 def authorize(door: Door, call: Call, found: Found) -> Caller:
-    """Who calls; raises ServingError for those who may not."""
+    """The caller of a URL; raises ServingError for one who may not call it."""
     server, guard = door.server, found.route.guard
     if guard == "open" or not needs_key(server, found.route):
         return Caller()
@@ -8801,14 +8804,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
 
 
 def is_counted(call: Call, route: Route) -> bool:
-    """Whether a quota counts a call: not one that only tells how things are, or would be."""
+    """Whether a quota counts a call: not a `free` route, and not a reload with `dry_run`."""
     dry_run = route.view is view_reload and call.argument("dry_run").lower() in ("1", "true")
     return not (route.free or dry_run)
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:
-    """Whether a route is for who has a key alone; what lists what is served is so where any of it
-    is.
+    """Whether a route needs a key; one that lists what is served needs it only if the config has
+    deployments or handlers, which need keys themselves.
     """
     if server.config.auth.protect == "all":
         return True
@@ -8818,9 +8821,9 @@ def needs_key(server: ModelServer, route: Route) -> bool:
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
-    """Who calls, as the host site's check has it: True, or a name, lets in.
+    """The caller by the host site's check: True or a name lets the call in.
 
-    False and None do not.
+    False, None and "" are answered 401; any other value is the site's mistake, 500.
     """
     found = check(call.site)
     if found is True:
@@ -8830,7 +8833,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if isinstance(found, str) and found.isprintable():
         return Caller(found[:100])
     if inspect.iscoroutine(found):
-        found.close()  # else Python complains that nobody awaited it
+        found.close()  # else Python warns that the coroutine was never awaited
     text = (
         f"authorize= has returned {type(found).__name__}: it must return True or a printable "
         "name to let the request in, False or None to answer 401 (it may also flask.abort)"
@@ -8849,7 +8852,7 @@ def list_reached(server: ModelServer, found: Found) -> list[str] | None:
     if "endpoint" in arguments:
         return [arguments["endpoint"].path]
     if "deployment" in arguments:
-        # none where none is called so: a key for a handler of that path would else be for it
+        # empty for an unknown id: else a key for a handler of the same name would fit
         return [d.id for d in server.config.deployments if d.id == arguments["deployment"]]
     return server.config.default_deployment if found.route.guard == "key" else []
 
@@ -8863,7 +8866,7 @@ def request_id_of(given: str | None) -> str:
 
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
-    """Answer a call, by its view or its error: with a request id, CORS headers and a log line."""
+    """Answer a call with its view's reply or its error; adds common headers and a log line."""
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
     try:
@@ -8877,17 +8880,17 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             found = found or find_view(server, call.method, call.path)
             envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
-            if route:  # else there is no such URL, whatever is sent
+            if route:  # empty for an unknown URL: 404 even with a wrong X-Request-Timeout
                 wish = call.environ.get("HTTP_X_REQUEST_TIMEOUT")
                 trace.limit(server.config.server.timeout_seconds, wish)
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+    except BaseException as error:  # a site's own check or a view may call sys.exit
         if is_operators(error):
             raise
         if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
-            envelope = FULL  # of the URLs that find_view says this of
+            envelope = FULL  # `find_view` answers 405 only for URLs with this envelope
         if isinstance(error, ServingError) and error.key_name:
             call.caller = Caller(error.key_name)
         replied = dress(server, call, to_reply(error, call, envelope))
@@ -8898,7 +8901,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     for observe in server.observers:
         try:
             observe(server, trace, line, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without the extension
             logger.exception("An extension could not take note of a request")
     call.turn.defer(functools.partial(log_request, server, found, line))
     return replied
@@ -8912,13 +8915,13 @@ def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any
         logger.info(REQUEST_LINE, line)
 
 
-TRACEPARENT = re.compile(  # of a version to come, what is known of it (section 4.3)
+TRACEPARENT = re.compile(  # a later version is read by the fields known today (section 4.3)
     "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 
 
 def read_parent(call: Call) -> tuple[str, str]:
-    """A request's traceparent and tracestate; empty where they are none (W3C Trace Context)."""
+    """A request's traceparent and tracestate (W3C Trace Context); empty when not well formed."""
     parent = call.header("traceparent").strip()
     return (parent, call.header("tracestate")) if TRACEPARENT.fullmatch(parent) else ("", "")
 
@@ -8949,8 +8952,8 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that, with its id, with what its
-    time went into, and with its CORS headers.
+    """The reply to send: compressed if the client accepts that, with its request id, its timings
+    and its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
@@ -8959,7 +8962,7 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     for more in server.dressers:
         try:
             headers += more(server, call, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without these headers
             logger.exception("Headers of an extension are left out")
     headers += ("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))
     if origins := server.config.server.cors_origins:
@@ -8975,13 +8978,13 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     return replied.with_headers(*headers)
 
 
-# What most answers say, spelled at once: formatting costs more than all else here.
+# The common case in one format string: formatting costs more than all else in `tell_times`.
 PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
 
 
 def tell_times(trace: Trace) -> str:
-    """What the time of a request went into until now, in milliseconds, of the parts that there
-    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """A Server-Timing header (https://www.w3.org/TR/server-timing/): the milliseconds that each
+    phase of the request has taken until now, without phases that took none, and the total.
     """
     now = trace.answered = time.perf_counter()
     trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
@@ -8995,7 +8998,7 @@ def tell_times(trace: Trace) -> str:
     return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
-# Answers that are worth it; pictures are packed already.
+# Content types worth compressing; pictures are compressed already.
 COMPRESSIBLE = (
     "application/json",
     "application/x-npy",
@@ -9007,10 +9010,10 @@ COMPRESSIBLE = (
 
 
 def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of
-    the gain costs least.
+    """Compress a large answer with gzip if the client's Accept-Encoding allows it; level 1 gives
+    most of the gain for the least time.
 
-    Adds to `vary` what the answer depends on.
+    Adds to `vary` the request headers that the answer depends on.
     """
     if replied.content_type not in COMPRESSIBLE:
         return replied
@@ -9021,7 +9024,7 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
     return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
-# Headers of requests that are read here, which pages of other origins may send.
+# Request headers that the server reads, so that pages of other origins may send them.
 READ_HEADERS = (
     "Authorization, x-api-key, Content-Type, Content-Encoding, Accept, If-Match, X-Request-Id, "
     "X-Request-Timeout, X-Serving-Page, X-Tensor-Dtype, X-Tensor-Shape, "
@@ -9030,11 +9033,11 @@ READ_HEADERS = (
 
 
 def preflight(server: ModelServer, call: Call) -> Reply:
-    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
+    """Answer OPTIONS, which browsers send without a key; as in TensorFlow Serving, needs an Origin.
 
-    Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
-    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in, or a hook
-    of the site's may.
+    The origin may also be `null` (a page from a file, a sandboxed frame) or an app's
+    (`capacitor://localhost`, `tauri://localhost`, `chrome-extension://...`) if the config has
+    `cors_origins`, or if a hook of the host site may allow it.
     """
     if not server.config.server.cors_origins:
         is_sites = call.site is not None and call.header("Access-Control-Request-Method")
@@ -9054,11 +9057,10 @@ def preflight(server: ModelServer, call: Call) -> Reply:
 
 
 class OpenDoor:
-    """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
-    Flask.
+    """An app's WSGI callable: answers the server's own URLs itself and hands all others to Flask.
 
-    As soon as anybody hooks anything onto the app, adds a view of his own, or puts one in the place
-    of another, all URLs are Flask's.
+    As soon as somebody hooks anything onto the app, or adds or replaces a view, Flask answers all
+    URLs.
     """
 
     def __init__(self, door: Door, app: Flask):
@@ -9073,7 +9075,7 @@ class OpenDoor:
             replied = self.answer(environ, path, found) if found else None
         except ServingError:
             replied = None
-        except Exception:  # of an extension, asked again where it is that request's error
+        except Exception:  # of an extension's `find`; `answer_call` calls it again, to report it
             replied = self.answer(environ, path)
         if replied is None:
             return self.through_flask(environ, start_response)
@@ -9082,7 +9084,7 @@ class OpenDoor:
     def answer(
         self, environ: dict[str, Any], path: str, found: Found | None = None
     ) -> Reply | None:
-        """The answer to what a path has selected; None where Flask is to answer."""
+        """The reply to a path that selects `found`; None if Flask must answer it."""
         views = [*self.app.view_functions.values()]
         if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
             return None
@@ -9102,9 +9104,7 @@ RECEIVERS = operator.attrgetter("receivers")
 
 
 def is_hooked(app: Flask) -> bool:
-    """Whether a site does anything around its views,
-    which only Flask knows how to do in its order.
-    """
+    """Whether a site has hooks around its views, which only Flask runs in their right order."""
     return bool(
         app.before_request_funcs
         or app.after_request_funcs
@@ -9139,12 +9139,12 @@ def send(
 
 
 def make_view(door: Door, rule: str) -> Callable[..., Response]:
-    """A view of Flask's for a rule: the request as a call, the reply as a response.
+    """A Flask view for a URL rule: makes a Call of the request and a Response of the Reply.
 
-    A function as people write them: extensions ask for its name and module.
+    It is a plain function, since Flask extensions read a view's name and module.
     """
 
-    def respond(**values: Any) -> Response:  # among them those of the site's own prefix
+    def respond(**values: Any) -> Response:  # `values` include those of the site's own prefix
         decoded = re.sub(r"<(?:[^<>]*:)?(\w+)>", lambda name: values[name[1]], rule)
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
@@ -9166,8 +9166,8 @@ def list_urls(server: ModelServer) -> list[str]:
 
 
 def within(site: Flask, door: Door) -> Door:
-    """The door of a server in a site. Errors of the site's check are answered as they are in its
-    own views: by its `errorhandler`, where it has one for them.
+    """The door of a server mounted in a site. Errors of the site's check are answered as in the
+    site's own views: by its `errorhandler`, if it has one for them.
     """
     check = door.check
     if check is None:
@@ -9193,19 +9193,19 @@ def create_blueprint(
     """The server's URLs as a Flask blueprint:
     `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
-    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
-    Models begin to load in the background with the first request that needs them, or with `start`;
-    with `eager`, now, after TensorFlow's import, which is waited for. The server is
+    The blueprint answers its own errors; the site's error pages, hooks and other URLs stay as they
+    are. Models begin to load in the background with the first request that needs them, or with
+    `start`; with `eager`, now, and this call waits for TensorFlow's import. The server is
     `site.extensions["serving"][blueprint.name]`.
-    `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
-    request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
-    has an `errorhandler` for. Raises ConfigError.
+    `authorize(request)` replaces keys: True, or the caller's name for the log, lets the request
+    in; False and None are answered 401; it may also call `flask.abort`, or raise an error that the
+    site has an `errorhandler` for. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
-        if door.server.config.models:  # before the site can import it at the same time
-            with contextlib.suppress(LoadError):  # which each model's load tells
+        if door.server.config.models:  # now, so that the site does not import it at the same time
+            with contextlib.suppress(LoadError):  # each model's load reports it
                 tensorflow()
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
@@ -9229,17 +9229,17 @@ def create_blueprint(
 
 
 REST = "<serving_rest:serving_rest>"
-ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, which WSGI has decoded
+ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, as WSGI decodes %2F
 
 
 @functools.cache
 def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
-    """Flask's rules for the URL table; its names are ours, a site's prefix may have others."""
+    """The URL table as Flask rules; arguments get a `serving_` prefix, unlike those of a site."""
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
     rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
-    # Any of one name: a page of the site's at the very same URL comes before it.
+    # The first segment as a converter weighs less than text: the site's own page at that URL wins.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]
     return tuple(dict.fromkeys([*own, *rules]))
@@ -9253,7 +9253,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
     rules = (*rules_of(server.extensions), *list_urls(server))
-    # Where hosts are told apart, a rule is for one of them: these are for any.
+    # With host matching, a rule needs a host: these rules match any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
         if rule == "/" and not state.url_prefix:  # a site's own front page
@@ -9270,7 +9270,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
     site.view_functions[later] = make_later_view(door)
     mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
-    # A server may outlive its sites, those of a test each: only the site itself holds it.
+    # Only the site holds `mount`: a server may outlive its sites, as in tests.
     site.extensions.setdefault("serving_mounts", []).append(mount)
     server.mounts.append(weakref.ref(mount, server.mounts.remove))
 
@@ -9278,8 +9278,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
 def add_later_rules(
     door: Door, state: BlueprintSetupState, endpoint: str, known: set[str], host: Mapping[str, Any]
 ) -> None:
-    """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
-    `add_url_rule`, its map does.
+    """Add the URLs of handlers that a reload has brought, straight to the site's URL map: a running
+    site refuses `add_url_rule`.
     """
     for path in list_urls(door.server):
         if path in known:
@@ -9299,9 +9299,9 @@ def add_later_rules(
 
 
 def make_later_view(door: Door) -> Callable[..., Response]:
-    """A view for the handlers that a reload brings.
+    """A view for the handlers that a reload adds.
 
-    Where another takes one away, its URL is the site's 404.
+    When a later reload removes a handler, its URL answers the site's 404.
     """
 
     def respond_later(serving_path: str, **values: Any) -> Response:
@@ -9342,7 +9342,7 @@ def create_app(
         path = raw_path(request.environ, request.path)
         return to_response(answer_call(door, Call(request.environ, path), nothing))
 
-    if authorize is None:  # which wants Flask's request
+    if authorize is None:  # `authorize` takes Flask's request, so Flask must answer all URLs
         app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]
     return app
 
@@ -9355,26 +9355,24 @@ def create_app(
 
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
-# or more)
+# Characters per write, at most 4 bytes each in UTF-8: what `select` calls writable takes 4096
+# bytes without blocking (PIPE_BUF of Linux and macOS, or more).
 PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no
-    request waits.
+    """A log handler that never blocks: while its stream takes no more, lines are dropped and
+    counted, so that no request waits.
 
-    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    If the system cannot tell whether a stream takes more, lines are written anyway.
     """
 
     dropped = 0
-    joined: list[str] | None = None  # lines that are to be written together
+    joined: list[str] | None = None  # lines kept by `together` until its end
 
     @functools.cached_property
     def always_takes(self) -> bool:
-        """Whether the stream is a file: that takes all,
-        and the system need not be asked each time.
-        """
+        """Whether the stream is a regular file, which always takes more: no `select` is needed."""
         try:
             return stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
         except (AttributeError, OSError, ValueError):
@@ -9386,7 +9384,7 @@ class PatientHandler(logging.StreamHandler):
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
         except (AttributeError, OSError, ValueError):
-            # no file of the system's; Windows can tell of sockets alone
+            # not a file descriptor; or Windows, where `select` takes sockets alone
             return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -9401,9 +9399,9 @@ class PatientHandler(logging.StreamHandler):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write the lines of a `with` at its end: each write costs more than its line.
+        """Collect the lines of a `with` block and write them at its end: each write is costly.
 
-        Of several at once, in different threads, the first has them all.
+        If several threads are inside at once, the first one's block collects the lines of all.
         """
         own: list[str] = []
         with self.lock or contextlib.nullcontext():
@@ -9432,7 +9430,7 @@ class PatientHandler(logging.StreamHandler):
                 self.handleError(logging.makeLogRecord({"msg": f"{number} lines"}))
 
     def write_text(self, text: str, most: int) -> bool:
-        """Write a text, at most so many characters at once; False where it does not fit."""
+        """Write a text in pieces of `most` characters; False if the stream stops taking them."""
         for start in range(0, len(text), most):
             if not self.takes_more():
                 return False
@@ -9442,8 +9440,8 @@ class PatientHandler(logging.StreamHandler):
 
 
 def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
-    """Lines joined to texts of no more than `most` characters, where each is not longer itself,
-    and how many there are in each.
+    """Join lines to texts of at most `most` characters, each with its number of lines; a longer
+    line is a text of its own.
     """
     joined: list[str] = []
     size = 0
@@ -9459,7 +9457,7 @@ def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def lines_together() -> Iterator[None]:
-    """Have the log's lines of a `with` written together, where this server writes the log."""
+    """Write the log lines of a `with` block together, if the log has a PatientHandler."""
     with contextlib.ExitStack() as stack:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, PatientHandler):
@@ -9467,17 +9465,18 @@ def lines_together() -> Iterator[None]:
         yield
 
 
-# Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before
-# their log is set up, absl writes all of it. Errors are not among them, but for those that say that
-# a machine without an NVIDIA device has none.
+# Lines that the C++ of TensorFlow and its libraries writes to stderr at each start, whatever
+# TF_CPP_MIN_LOG_LEVEL says, since absl writes everything before its log is set up. Errors are not
+# noise, except those (NO_DEVICE) that only say that a machine has no NVIDIA device.
 NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
 )
 NO_DEVICE = r"|(E\d{4}|\d{4}-\d\d-\d\d \S+ E) .*(cuInit|Unable to register cu\w+ factory)"
 END_OF_NOISE = "\x1eend of noise\n"
-# A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
-# end; where that does not come, the server has crashed, and all is written.
+# The program of a child process that reads the server's stderr: passes other lines on at once and
+# keeps noise. After END_OF_NOISE it hands the kept lines to the server; if its input ends without
+# that line, the server has crashed, and it writes the kept lines to stderr.
 SORTER = """
 import os, re, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -9512,14 +9511,14 @@ def spelling(stream: Any) -> Iterator[None]:
 
 
 class Process:
-    """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
+    """All that `run` and `main` change in the process; the end of the `with` block restores it.
 
-    A server inside somebody's site changes none of this.
+    A server inside a host site changes none of this.
     """
 
     def __enter__(self) -> "Process":
-        self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
-        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # stderr, and who sorts it
+        self._undo, self._told = contextlib.ExitStack(), False  # `_told`: a signal told it to end
+        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # real stderr, sorter process
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -9531,8 +9530,8 @@ class Process:
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
-        """Keep out of the log what TensorFlow and Pillow say of their
-        own code and of clients' files. Stdout spells what its encoding lacks, as stderr does.
+        """Keep messages of TensorFlow and Pillow about their own code and clients' files out of the
+        log. Let stdout escape characters that its encoding lacks, as stderr does.
         """
         self._undo.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
@@ -9541,27 +9540,27 @@ class Process:
         library = logging.getLogger("tensorflow")
         self._undo.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
-        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # who sets these wants all of it
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # set by a user who wants it all
             self.hide_noise()
-        # Each new text about a picture would be kept for ever.
+        # Python would remember each new warning text about a picture for ever.
         self._undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
     def hide_noise(self) -> None:
-        """Keep what TensorFlow's C++ writes to stderr at its start for the debug log, until
-        `show_noise`. Python's stderr is written to as before.
+        """Collect what TensorFlow's C++ writes to stderr at its start, until `show_noise` sends it
+        to the debug log. `sys.stderr` keeps writing to the real stderr.
         """
         try:
             if sys.stderr.fileno() != 2 or not sys.executable or "tensorflow" in sys.modules:
-                return  # it goes elsewhere; or there is nobody to ask, nothing to come
+                return  # not the real stderr; no Python to run; or TensorFlow has started already
         except (AttributeError, OSError, ValueError):
             return
-        if getattr(sys, "frozen", False):  # its executable is no Python's
+        if getattr(sys, "frozen", False):  # `sys.executable` is not a Python interpreter
             return
         noise = NOISE if os.path.exists("/dev/nvidiactl") else NOISE + NO_DEVICE
         command = [sys.executable, "-I", "-S", "-c", SORTER, noise, END_OF_NOISE]
         pipe = subprocess.PIPE
-        try:  # not in reach of Ctrl-C: it ends with this process
+        try:  # in a session of its own, so that Ctrl-C does not reach it
             sorter = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         except OSError:
             return
@@ -9577,23 +9576,23 @@ class Process:
         self._undo.callback(self.show_noise)
 
     def show_noise(self) -> None:
-        """Let stderr be what it was; what was kept goes into the debug log. Twice is once."""
+        """Restore stderr and log the kept lines at DEBUG; a second call does nothing."""
         try:
             aside, sorter = self._aside.pop()
         except IndexError:
             return
-        with contextlib.suppress(OSError):  # it was killed: what it kept is lost
+        with contextlib.suppress(OSError):  # the sorter was killed: the lines it kept are lost
             os.write(2, END_OF_NOISE.encode())
         os.dup2(aside, 2)
         with typing.cast(typing.BinaryIO, sorter.stdout) as kept:
             for line in kept:
                 logger.debug("%s", line.decode(errors="replace").rstrip())
-        # It lives on where a process that was started meanwhile still writes to it.
+        # The sorter lives on while a child process started meanwhile has its pipe as stderr.
         with contextlib.suppress(subprocess.TimeoutExpired):
             sorter.wait(1)
 
     def write_log(self) -> logging.Handler | None:
-        """Write the log to stderr, unless somebody writes it already; returns what writes it."""
+        """Write the log to stderr; returns the handler, None if the root logger has one already."""
         root = logging.getLogger()
         if root.handlers:
             return None
@@ -9603,22 +9602,22 @@ class Process:
         self._undo.callback(root.removeHandler, handler)
         self._undo.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
-        # No format here names these, and each costs (Python's Logging HOWTO, "Optimization").
+        # Our formats use none of these, and each costs time (Logging HOWTO, "Optimization").
         for name in ("logThreads", "logProcesses", "logMultiprocessing"):
             self.set(logging, name, False)
         self.set(logging, "_srcfile", None)
         return handler
 
     def tend_memory(self) -> None:
-        """Let what stays out of collections, let those be rare, and give back what loading has
-        used.
+        """Make garbage collections rare, keep lasting objects out of them, and return memory to the
+        system after loads.
 
-        What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
-        request whose JSON makes many lists would have them walked over again and again.
+        Reference counts free what requests leave, while TensorFlow's 250,000 objects stay: without
+        this, a request whose JSON makes many lists has them walked again and again.
         """
         self._undo.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
-        is_free = gc.get_freeze_count() == 0  # else somebody has frozen what is to stay so
+        is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
         tidy = functools.partial(tidy_memory, is_free)
         TIDY.append(tidy)
         self._undo.callback(TIDY.remove, tidy)
@@ -9626,21 +9625,21 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM, SIGINT and SIGHUP set `stop`, and a second one end the process.
+        """Let SIGTERM, SIGINT and SIGHUP set `stop`; a second SIGTERM or SIGINT ends the process.
 
-        In the main thread alone.
+        Does nothing outside the main thread, where Python refuses signal handlers.
         """
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
         def end(number: int, _: Any) -> None:
-            # a terminal that closes sends it, and so does its shell
+            # SIGHUP is no second signal: a closing terminal and its shell both send it
             if stop.is_set() and number != hangup:
                 os._exit(1)
             self._told = True
             stop.set()
 
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
             numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
@@ -9649,10 +9648,8 @@ class Process:
                     self._undo.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
-        """Do the last job; where a signal has told the process to end, it ends after so many
-        seconds.
-
-        Nobody can end a load that hangs in a model's files or in somebody's code.
+        """Do the last job. After a signal, end the process if the job takes longer than `seconds`:
+        nothing can interrupt a load that hangs in a model's files or in somebody's code.
         """
         if not self._told:
             return job()
@@ -9674,10 +9671,10 @@ def close_anyway(stream: typing.TextIO) -> None:
 
 
 def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else
-    does.
+    """Collect garbage and return freed memory to the system; with `freeze`, exclude the remaining
+    objects from later collections, unless somebody else has frozen some (not `is_free`).
 
-    All wait for it: some milliseconds, and 0.1 s over TensorFlow's objects, just after its import.
+    All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its import.
     """
     gc.collect()
     if freeze and is_free:
@@ -9694,7 +9691,7 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 # ==================================================================================================
 
 
-# Options of the command line: names, what argparse is told.
+# Options of the command line: the names and keyword arguments for argparse's `add_argument`.
 OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("path",),
@@ -9799,7 +9796,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
-# Options of TensorFlow Serving and OpenVINO Model Server that are spelled otherwise here.
+# Options of TensorFlow Serving and OpenVINO Model Server, and what to use here instead.
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("--enable_batching", "--batching_parameters_file"), "a model's 'batching'"),
     **dict.fromkeys(
@@ -9820,10 +9817,10 @@ ELSEWHERE: dict[str, str] = {
     ),
 }
 
-# Options that a command is told beside its own value: command(source, (value, host, port)).
+# Further options that a command gets with its own value: command(source, (value, host, port)).
 TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
-HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
-# Under which title `--help` shows an option; those not named here do one thing and exit.
+HOST, PORT = "127.0.0.1", 8501  # the defaults
+# The titles under which `--help` groups options; all others stand under COMMANDS_TITLE.
 TITLES: dict[str, tuple[str, ...]] = {
     "what to serve": ("path", "--config", "--model_name", "--model_base_path"),
     "how to serve it": ("--host", "--port", "--file_system_poll_wait_seconds"),
@@ -9877,7 +9874,7 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
 def choose_source(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> "str | dict[str, Any]":
-    """What the options tell to serve; ends with status 2 when they contradict each other.
+    """What to serve by the options; exits with status 2 if they contradict each other.
 
     Raises ConfigError for a PATH with nothing to serve, OSError for one that cannot be read.
     """
@@ -9893,7 +9890,7 @@ def choose_source(
 
 
 def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """End with status 2, and what to write, for options of other servers that mean nothing here."""
+    """Exit with status 2 for an option of another server, naming what replaces it here."""
     names = [argument.partition("=")[0] for argument in arguments]
     for name in names:
         if name in ELSEWHERE:
@@ -9903,7 +9900,7 @@ def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
 
 
 def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with status 2 when options contradict each other, or cannot be."""
+    """Exit with status 2 if options contradict each other, are empty or out of range."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
     given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
     spelled = kinds | {"model_base_path": "--model_base_path"}
@@ -9923,9 +9920,9 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
 
 
 def source_at(path: str) -> "str | dict[str, Any]":
-    """What a PATH serves: a config file, or a config of the models that are there.
+    """What a PATH serves: the path of a config file, or a config of the models found there.
 
-    Raises ConfigError where nothing is there to serve, OSError for a path that cannot be read.
+    Raises ConfigError if there is nothing to serve, OSError for a path that cannot be read.
     """
     place = Path(os.path.abspath(path))
     models = models_at(place)
@@ -10009,11 +10006,13 @@ class Waitress:
         return int(self.listeners[0].effective_port)
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Wait for what comes, at most so long, and see to it."""
+        """Wait at most `seconds` for socket events and handle those that come."""
         wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
 
     def finish(self, seconds: float) -> None:
-        """Accept nothing more, answer what has come, close each connection when it is idle."""
+        """Stop accepting, answer what has come, close connections as they become idle; give up
+        after `seconds`.
+        """
         for listener in self.listeners:
             listener.del_channel(self.sockets)
             listener.socket.close()
@@ -10034,7 +10033,6 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     else it is waitress's own.
     """
     options = server.config.server
-    # sees clients that went away
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -10046,7 +10044,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "recv_bytes": 1 << 20,
         "outbuf_overflow": 64 << 20,
         "outbuf_high_watermark": 64 << 20,
-        "channel_request_lookahead": 1,
+        "channel_request_lookahead": 1,  # sees clients that went away
     }
     if options.trusted_proxy:
         adjustments["trusted_proxy"] = options.trusted_proxy
@@ -10062,8 +10060,8 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """What is printed inside may find no room: a full disk ends no server. Its stdout is given up
-    then, as Python's documents of SIGPIPE have it: at the end of the process it would fail again.
+    """Let the server survive a print that fails, as on a full disk. Stdout then becomes os.devnull,
+    as Python's "Note on SIGPIPE" advises, or flushing it at exit would fail again.
     """
     try:
         yield
@@ -10091,7 +10089,7 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            servable = state.servable  # the loader may take it away meanwhile
+            servable = state.servable  # read once: the loader may set it to None meanwhile
             device = f" on {servable.device}" if servable and servable.device else ""
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
@@ -10143,11 +10141,11 @@ def serve(
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     server.says_key = True
-    # First: a taken port is known before any model is loaded.
+    # Listen first, so that a port in use fails before any model is loaded.
     http = listen(server, create_app(server), host, port)
-    process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
-    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
+    process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
+    server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
+    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     with printing():
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
@@ -10198,7 +10196,7 @@ RED, YELLOW, GREEN = 31, 33, 32  # ANSI's codes
 
 
 def paint(text: str, colour: int) -> str:
-    """Coloured on a terminal, unless NO_COLOR forbids it (https://no-color.org)."""
+    """A text in colour; plain off a terminal or with NO_COLOR (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
@@ -10337,7 +10335,7 @@ def missing_command(name: str, source: Any, value: Any) -> int:
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
-    """What the command line does besides serving, by option."""
+    """The commands of the command line by option name: command(source, value) -> exit status."""
     known: dict[str, Callable[[Any, Any], int]] = {
         name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
     }
@@ -10365,7 +10363,7 @@ def main(
     """
     try:
         extensions = installed() if extensions is None else extensions
-    except ImportError as error:  # of another version; or a package of theirs is not there
+    except ImportError as error:  # extensions of another version, or a package they need is missing
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
@@ -10389,8 +10387,8 @@ def main(
 
 
 def spell_command(arguments: Sequence[str]) -> list[str]:
-    """A command line whose first word is a command, `serving doctor`, with the option that it is:
-    a path goes before.
+    """Turn a command given as the first word, `serving doctor`, into its option, `--doctor`, unless
+    a path of that name exists.
     """
     serving = {name for names in TITLES.values() for name in names}
     known = {names[0] for names, _ in OPTIONS if names[0] not in (*serving, "--to")}
@@ -10416,7 +10414,7 @@ def obey(
     handler: logging.Handler | None,
     extensions: Sequence[Extension],
 ) -> int:
-    """Do what the options tell, the log written by `handler` where it is ours.
+    """Run a command, or serve, as the options say; `handler` writes the log if it is our own.
 
     Returns the exit status.
     """
@@ -10425,7 +10423,7 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
-            if handler is not None:  # what it does it prints
+            if handler is not None:  # a command prints its result, so the log stays short
                 logging.getLogger().setLevel(logging.WARNING)
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)

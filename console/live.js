@@ -1,4 +1,4 @@
-// Drawing anew while somebody looks: only what differs is changed; focus, menus and what is unfolded stay.
+// Redrawing in place: only differences are changed; focus, menus and open details stay.
 
 const HANDLERS = ["onclick", "ontoggle"];
 

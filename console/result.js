@@ -25,7 +25,7 @@ export class Result {
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
-	/** `again`: of a camera's pictures the next, whose classes stay hidden. */
+	/** `again`: the camera's next picture, hidden classes stay hidden. */
 	show(answer, bitmap, name, again) {
 		Object.assign(this, {answer, bitmap, name});
 		if (!again) this.hidden = new Set();

@@ -91,7 +91,7 @@ const failedOf = ({by_status: by}) => by["4xx"] + by["5xx"], shareOf = (total) =
 const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total) / (total.requests || 1)],
 	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
-/** All groups, sorted by the column that was clicked; a name opens its graphs. */
+/** All groups, sorted by the clicked column; a name opens its graphs. */
 function groups({series}, redraw) {
 	const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
 	const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));

@@ -5746,9 +5746,7 @@ class ModelManager:
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
-            outcome.errors += [
-                ConfigError("", problem) for problem in self.deployment_problems().values()
-            ]
+            outcome.errors += map(LoadError, self.deployment_problems().values())
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
         """The work on each model, by name, not begun; a name that is taken already is refused."""

@@ -263,7 +263,7 @@ def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_i
         "$.deployments[1].version_label: b has no label 'x'; there are: []",
     ]
     done = site.rest.post("/v1/config/reload")
-    assert done.status_code == 412 and done.json["details"] == told
+    assert done.status_code == 500 and done.json["details"] == told
     assert site.rest.get("/readyz").status_code == 503
     assert list(site.server.manager.deployment_problems()) == ["none", "label"]
     site.write(

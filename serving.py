@@ -935,7 +935,10 @@ class Deployment:
     )
     stateful: bool = option(False, "its model assigns variables when it is asked, and is meant to")
     max_detections: int = option(
-        300, "the most predictions in an answer", minimum=1, maximum=100_000
+        300,
+        "the most predictions of a detector or segmenter in an answer; of a classifier top_k",
+        minimum=1,
+        maximum=100_000,
     )
     version_tag: str | None = option(
         None,
@@ -1021,7 +1024,8 @@ class Auth:
         repr=False,
         metadata={  # it may hold a password
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
-            "servers that share them; default: <config>.quotas.sqlite3"
+            "servers that share them; default: <config>.quotas.sqlite3",
+            "pattern": NOT_EMPTY,
         },
     )
     wrong_keys_per_minute: int | None = option(
@@ -1107,12 +1111,15 @@ class HandlerConfig:
         pattern=r"^[^:]+:[^:]+$",
     )
     project: str | None = option(
-        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
+        None,
+        "a project's folder, as CellStrat's Hub API has it; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     model_dir: str | None = option(
         None,
         "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
         "model in the project",
+        pattern=NOT_EMPTY,
     )
     envelope: str | None = option(
         None, "hub: CellStrat's answers, or an extension's; none; default: what the function says"
@@ -1343,7 +1350,9 @@ class ServerConfig:
         False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
-        None, "a file in which the page's graphs survive a restart; relative to the config file"
+        None,
+        "a file in which the page's graphs survive a restart; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
@@ -1358,10 +1367,14 @@ class Admin:
         pattern="^code$",
     )
     models_folder: str = option(
-        "models", "where models that are sent under new names go; relative to the config file"
+        "models",
+        "where models that are sent under new names go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     projects_folder: str = option(
-        "projects", "where projects that are sent go; relative to the config file"
+        "projects",
+        "where projects that are sent go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     max_upload_bytes: int = option(
         2 << 30, "what is sent, and what it unpacks to in all", minimum=1

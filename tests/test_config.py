@@ -372,6 +372,26 @@ ORIGINS = {
 }
 
 
+@pytest.mark.parametrize(
+    "section, place",
+    [
+        ({"server": {"history": ""}}, "$.server.history"),
+        ({"auth": {"quota_store": ""}}, "$.auth.quota_store"),
+        ({"admin": {"models_folder": ""}}, "$.admin.models_folder"),
+        ({"admin": {"projects_folder": ""}}, "$.admin.projects_folder"),
+        (
+            {"handlers": [{"path": "/h", "function": "a:b", "model_dir": ""}]},
+            "$.handlers[0].model_dir",
+        ),
+        ({"handlers": [{"path": "/h", "project": ""}]}, "$.handlers[0].project"),
+    ],
+)
+def test_an_empty_text_is_no_path(section, place):
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], **section})
+    assert raised.value.message.startswith(f"{place}: expected ")
+
+
 @pytest.mark.parametrize("origin, sent", ORIGINS.items())
 def test_an_origin_that_no_browser_sends_is_refused(origin, sent):
     source = {"model_config_list": [], "server": {"cors_origins": [origin]}}

@@ -1633,7 +1633,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
         # JSON Schema's `$` is the end; Python's is also before a line feed there
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
-            came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+            came = f"{len(value)} other characters" if is_secret(path) else repr(value[:60])
             raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
@@ -1737,7 +1737,9 @@ def refuse_half(text: Any, path: str) -> None:
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
-PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
+PROTOBUF_CONFIG = re.compile(
+    rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*(?:\{|:(?!\s*[-[]))"
+)
 # Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
 # they have a meaning here, and logging_config, which is read over: name -> number, type, whether
 # there may be several.
@@ -10010,8 +10012,8 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
                 help=(inspect.getdoc(command) or "").replace("%", "%%"),
             )
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", HOST),
-        port=os.environ.get("SERVING_PORT", str(PORT)),
+        host=os.environ.get("SERVING_HOST") or HOST,
+        port=os.environ.get("SERVING_PORT") or str(PORT),
         to=f"http://{HOST}:{PORT}",
     )
     return parser
@@ -10264,9 +10266,9 @@ def run(
     SERVING_PORT that is no number.
     """
     if host is None:
-        host = os.environ.get("SERVING_HOST", HOST)
+        host = os.environ.get("SERVING_HOST") or HOST
     if port is None:
-        port = read_port(os.environ.get("SERVING_PORT", str(PORT)))
+        port = read_port(os.environ.get("SERVING_PORT") or str(PORT))
     with Process() as process:
         process.quiet_libraries()
         process.tend_memory()
@@ -10428,6 +10430,8 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     """What is wrong with a file, and what to do where the command line meant something else."""
     text = str(error.strerror or error)
     given = (options.path, options.config, options.model_name)
+    if os.path.isdir(options.config or ""):
+        return f"it is a folder; 'serving {options.config}' serves the models in it"
     if isinstance(error, FileNotFoundError) and given == (None, None, None):
         text += "; name what to serve, 'serving models/mine', or write a project, --init"
     return text
@@ -10454,7 +10458,8 @@ def obey(
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)
     try:
-        port = read_port(options.port, "argument --port")
+        given = options.port != parser.get_default("port")
+        port = read_port(options.port, "argument --port" if given else "SERVING_PORT")
     except ValueError as error:
         parser.error(str(error))
     server = ModelServer(

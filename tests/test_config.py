@@ -373,6 +373,20 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize(
+    "text", [b"model_config_list:\n  - config: 1\n", b"model_config_list: []\n"]
+)
+def test_a_config_in_yaml_is_no_text_of_protobuf(text):
+    with pytest.raises(serving.ConfigError, match="it looks like YAML, and a config is JSON"):
+        serving.read_config(text)
+
+
+def test_a_long_wrong_text_is_cut():
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], "server": {"log_level": "x" * 10**7}})
+    assert len(raised.value.message) < 200
+
+
+@pytest.mark.parametrize(
     "section, place",
     [
         ({"server": {"history": ""}}, "$.server.history"),

@@ -10437,6 +10437,15 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     return text
 
 
+def port_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """The port of the options; ends with status 2 and the name of what gives a wrong one."""
+    given = options.port != parser.get_default("port")
+    try:
+        return read_port(options.port, "argument --port" if given else "SERVING_PORT")
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def obey(
     process: Process,
     parser: argparse.ArgumentParser,
@@ -10457,11 +10466,7 @@ def obey(
                 logging.getLogger().setLevel(logging.WARNING)
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)
-    try:
-        given = options.port != parser.get_default("port")
-        port = read_port(options.port, "argument --port" if given else "SERVING_PORT")
-    except ValueError as error:
-        parser.error(str(error))
+    port = port_of(parser, options)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
     )

@@ -936,7 +936,10 @@ class Deployment:
     )
     stateful: bool = option(False, "its model assigns variables when it is asked, and is meant to")
     max_detections: int = option(
-        300, "the most predictions in an answer", minimum=1, maximum=100_000
+        300,
+        "the most predictions of a detector or segmenter in an answer; of a classifier top_k",
+        minimum=1,
+        maximum=100_000,
     )
     version_tag: str | None = option(
         None,
@@ -1022,7 +1025,8 @@ class Auth:
         repr=False,
         metadata={  # it may hold a password
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
-            "servers that share them; default: <config>.quotas.sqlite3"
+            "servers that share them; default: <config>.quotas.sqlite3",
+            "pattern": NOT_EMPTY,
         },
     )
     wrong_keys_per_minute: int | None = option(
@@ -1108,12 +1112,15 @@ class HandlerConfig:
         pattern=r"^[^:]+:[^:]+$",
     )
     project: str | None = option(
-        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
+        None,
+        "a project's folder, as CellStrat's Hub API has it; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     model_dir: str | None = option(
         None,
         "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
         "model in the project",
+        pattern=NOT_EMPTY,
     )
     envelope: str | None = option(
         None, "hub: CellStrat's answers, or an extension's; none; default: what the function says"
@@ -1344,7 +1351,9 @@ class ServerConfig:
         False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
-        None, "a file in which the page's graphs survive a restart, relative to the config (start)"
+        None,
+        "a file in which the page's graphs survive a restart, relative to the config (start)",
+        pattern=NOT_EMPTY,
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
@@ -1359,10 +1368,14 @@ class Admin:
         pattern="^code$",
     )
     models_folder: str = option(
-        "models", "where models that are sent under new names go; relative to the config file"
+        "models",
+        "where models that are sent under new names go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     projects_folder: str = option(
-        "projects", "where projects that are sent go; relative to the config file"
+        "projects",
+        "where projects that are sent go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     max_upload_bytes: int = option(
         2 << 30, "what is sent, and what it unpacks to in all", minimum=1
@@ -1620,7 +1633,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
         # JSON Schema's `$` matches at the end only; Python's also before a final line feed
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
-            came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+            came = f"{len(value)} other characters" if is_secret(path) else repr(value[:60])
             raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
@@ -1724,7 +1737,9 @@ def refuse_half(text: Any, path: str) -> None:
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
-PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
+PROTOBUF_CONFIG = re.compile(
+    rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*(?:\{|:(?!\s*[-[]))"
+)
 # Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), with the
 # fields that have a meaning here, and logging_config, which is ignored: field name -> number, type,
 # whether it is repeated.
@@ -5749,9 +5764,7 @@ class ModelManager:
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
-            outcome.errors += [
-                ConfigError("", problem) for problem in self.deployment_problems().values()
-            ]
+            outcome.errors += map(LoadError, self.deployment_problems().values())
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
         """The steps for each model, by name, not yet begun; refuses a name already taken."""
@@ -7493,29 +7506,34 @@ class ModelServer:
         """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
         changed.
 
-        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
-        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
-        handlers do not.
+        200 and what `plan_changes` finds, `problems` with those that `--check` finds besides; the
+        error of `reload` for a config that is wrong. A config that is new is read as `--check`
+        reads it: its `routine_modules` run, its models and handlers do not.
         """
-        outcome = Outcome()
+        outcome, wanted = Outcome(), self
         try:
             text = self.manager.read_text(outcome)
             if text is not None:
-                return 200, self.plan_text(text)
+                wanted = self.read_aside(text)
         except ConfigError as error:
             outcome.errors += error.all()
         if outcome.errors:
             return tell_failure(outcome)
-        return 200, plan_changes(self.manager, self.config, False)
+        plan = plan_changes(self.manager, wanted.config, wanted is not self)
+        _, seen = examine(wanted, self.manager.list_versions)
+        plan["problems"] = list(dict.fromkeys([*plan["problems"], *map(hide_paths, seen)]))
+        return 200, plan
 
     def plan_text(self, text: bytes) -> dict[str, Any]:
         """Tell what a reload would change if the config file were to hold `text`.
 
         Raises ConfigError, as the reload would.
         """
-        path = self.manager.path or Path()
-        wanted = ModelServer(path, self.extensions, text).config  # made ready aside, never started
-        return plan_changes(self.manager, wanted, True)
+        return plan_changes(self.manager, self.read_aside(text).config, True)
+
+    def read_aside(self, text: bytes) -> "ModelServer":
+        """A server of what the config file might hold, made ready and never started."""
+        return ModelServer(self.manager.path or Path(), self.extensions, text)
 
 
 def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
@@ -7562,7 +7580,7 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
         ],
         "problems": problems,
     }
-    return plan | {"changes": has_changes(plan)}
+    return plan | {"changes": has_changes(plan) or bool(changed_fields(now, wanted))}
 
 
 MODULES = ("import_modules", "routine_modules")
@@ -7629,6 +7647,134 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
         found = manager.plan_model(name, look and look.model, picked)
         plans += [{"model": name, **found}] if any(found.values()) else []
     return plans, problems + check_deployments(wanted, served)
+
+
+# --- what is wrong with a config -----------------------------------------------------------------
+
+Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
+
+
+def examine(
+    server: ModelServer, list_versions: Callable[[str], dict[int, Path]] | None = None
+) -> tuple[list[Row], list[str]]:
+    """What a config would serve, a row each, and what is wrong with it and with its folders.
+
+    `list_versions` may be that of a reload, whose errors name no folder.
+    """
+    config, prepared = server.config, server.prepared
+    rows, problems, served = check_models(config, list_versions or list_told)
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    for extension in server.extensions:
+        more, wrong = extension.check(server)
+        rows += more
+        problems += wrong
+    for deployment in config.deployments:
+        labels = prepared.deployments[deployment.id].labels
+        what = f"model {deployment.model}, {len(labels)} classes"
+        rows.append(("deployment", deployment.id, what, ""))
+    problems += check_deployments(config, served)
+    return rows, problems + check_pictures(config, prepared, served)
+
+
+def check_models(
+    config: Config, list_versions: Callable[[str], dict[int, Path]]
+) -> tuple[list[Row], list[str], dict[str, list[int]]]:
+    """A row for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
+    rows, problems = list[Row](), list[str]()
+    served: dict[str, list[int]] = {}
+    for look in look_at(config, list_versions):
+        problems += look.problems
+        if look.picked is None:
+            continue
+        model = look.model
+        served[model.name] = list(look.picked)
+        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
+        rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
+        problems += check_versions(look)
+    return rows, list(dict.fromkeys(problems)), served
+
+
+def list_told(base_path: str) -> dict[int, Path]:
+    """As `list_versions`; its error names the folder, too."""
+    try:
+        return list_versions(base_path)
+    except LoadError as error:
+        raise LoadError(f"{error}: {base_path}") from None
+
+
+def check_versions(look: Look) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    base_path, tags = look.model.base_path, look.model.tags
+    if not look.picked:
+        hint = "" if look.folders else explain_no_versions(base_path)
+        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
+    problems = []
+    for version, folder in look.picked.items():
+        if find_model_file(folder) is not None:
+            continue
+        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
+            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
+            problems.append(f"{look.path}: {text}")
+            continue
+        try:
+            tensorflow()
+        except LoadError as error:  # the same of each version and model
+            problems.append(error.message)
+            continue
+        try:
+            find_graph(read_graphs(folder), tags)
+        except LoadError as error:
+            problems.append(f"{look.path}.tags: version {version}: {error}")
+        except Exception as error:
+            problems.append(f"{look.path}: version {version}: {explain(error)}")
+    return problems
+
+
+def check_modules(config: Config) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
+
+
+def check_pictures(
+    config: Config, prepared: Prepared, served: Mapping[str, list[int]]
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems: list[str] = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or not served.get(name):
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            folder = list_versions(models[name].base_path)[version]
+            found = read_signatures(folder, models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            labels = ready.labels_in(folder)
+            ready.build_model(found.get("serving_default"), labels)
+        except ValueError as error:
+            problems += filter(None, [ready.tell(error)])
+    return problems
 
 
 def read_picture(image: Any, limits: Any) -> np.ndarray:
@@ -9864,8 +10010,8 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
                 help=(inspect.getdoc(command) or "").replace("%", "%%"),
             )
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", HOST),
-        port=os.environ.get("SERVING_PORT", str(PORT)),
+        host=os.environ.get("SERVING_HOST") or HOST,
+        port=os.environ.get("SERVING_PORT") or str(PORT),
         to=f"http://{HOST}:{PORT}",
     )
     return parser
@@ -10119,9 +10265,9 @@ def run(
     SERVING_PORT that is no number.
     """
     if host is None:
-        host = os.environ.get("SERVING_HOST", HOST)
+        host = os.environ.get("SERVING_HOST") or HOST
     if port is None:
-        port = read_port(os.environ.get("SERVING_PORT", str(PORT)))
+        port = read_port(os.environ.get("SERVING_PORT") or str(PORT))
     with Process() as process:
         process.quiet_libraries()
         process.tend_memory()
@@ -10177,7 +10323,7 @@ def new_key(name: str) -> int:
     return 0
 
 
-# --- what is wrong with a config ----------------------------------------------------------------
+# --- what --check prints ------------------------------------------------------------------------
 
 
 def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
@@ -10206,125 +10352,6 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows of a table as lines, each column as wide as its widest cell but the last one."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
-
-
-def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """What a config would serve, a row each, and what is wrong with it and with its folders."""
-    config, prepared = server.config, server.prepared
-    rows, problems, served = check_models(config)
-    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
-    problems += check_modules(config)
-    for extension in server.extensions:
-        more, wrong = extension.check(server)
-        rows += more
-        problems += wrong
-    for deployment in config.deployments:
-        labels = prepared.deployments[deployment.id].labels
-        what = f"model {deployment.model}, {len(labels)} classes"
-        rows.append(("deployment", deployment.id, what, ""))
-    problems += check_deployments(config, served)
-    return rows, problems + check_pictures(config, prepared, served)
-
-
-def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
-    """A row for each model, what is wrong with its folders,
-    and by name the versions to be served.
-    """
-    rows, problems = list[Row](), list[str]()
-    served: dict[str, list[int]] = {}
-    for look in look_at(config, list_told):
-        problems += look.problems
-        if look.picked is None:
-            continue
-        model = look.model
-        served[model.name] = list(look.picked)
-        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
-        rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
-        problems += check_versions(look)
-    return rows, list(dict.fromkeys(problems)), served
-
-
-def list_told(base_path: str) -> dict[int, Path]:
-    """As `list_versions`; its error names the folder, too."""
-    try:
-        return list_versions(base_path)
-    except LoadError as error:
-        raise LoadError(f"{error}: {base_path}") from None
-
-
-def check_versions(look: Look) -> list[str]:
-    """What is wrong with the versions that a model's policy picks."""
-    base_path, tags = look.model.base_path, look.model.tags
-    if not look.picked:
-        hint = "" if look.folders else explain_no_versions(base_path)
-        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
-    problems = []
-    for version, folder in look.picked.items():
-        if find_model_file(folder) is not None:
-            continue
-        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
-            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
-            problems.append(f"{look.path}: {text}")
-            continue
-        try:
-            tensorflow()
-        except LoadError as error:  # the same of each version and model
-            problems.append(error.message)
-            continue
-        try:
-            find_graph(read_graphs(folder), tags)
-        except LoadError as error:
-            problems.append(f"{look.path}.tags: version {version}: {error}")
-        except Exception as error:
-            problems.append(f"{look.path}: version {version}: {explain(error)}")
-    return problems
-
-
-def check_modules(config: Config) -> list[str]:
-    """Which modules of operations are not installed; nothing is imported."""
-    return [
-        f"$.import_modules[{index}]: {name}: no such module is installed"
-        for index, name in enumerate(config.import_modules)
-        if not is_installed(name)
-    ]
-
-
-def is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module.partition(".")[0]) is not None
-    except ValueError:  # no name of a module
-        return False
-
-
-def check_pictures(
-    config: Config, prepared: Prepared, served: Mapping[str, list[int]]
-) -> list[str]:
-    """Which deployments' models take no pictures, or do not tell what their outputs are.
-
-    By their files alone: what of those cannot be read is told when they are loaded.
-    """
-    problems: list[str] = []
-    models = {model.name: model for model in config.models}
-    for ready in prepared.deployments.values():
-        name, pinned = ready.config.model, ready.config.version
-        if ready.problem or not served.get(name):
-            continue
-        label = models[name].version_labels.get(ready.config.version_label)
-        version = pinned if pinned is not None else label or max(served[name])
-        try:
-            folder = list_versions(models[name].base_path)[version]
-            found = read_signatures(folder, models[name].tags)
-        except Exception:  # no such version, or no file of a graph: told elsewhere
-            continue
-        try:
-            labels = ready.labels_in(folder)
-            ready.build_model(found.get("serving_default"), labels)
-        except ValueError as error:
-            problems += filter(None, [ready.tell(error)])
-    return problems
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -10402,9 +10429,20 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     """What is wrong with a file, and what to do where the command line meant something else."""
     text = str(error.strerror or error)
     given = (options.path, options.config, options.model_name)
+    if os.path.isdir(options.config or ""):
+        return f"it is a folder; 'serving {options.config}' serves the models in it"
     if isinstance(error, FileNotFoundError) and given == (None, None, None):
         text += "; name what to serve, 'serving models/mine', or write a project, --init"
     return text
+
+
+def port_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """The port of the options; ends with status 2 and the name of what gives a wrong one."""
+    given = options.port != parser.get_default("port")
+    try:
+        return read_port(options.port, "argument --port" if given else "SERVING_PORT")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def obey(
@@ -10427,10 +10465,7 @@ def obey(
                 logging.getLogger().setLevel(logging.WARNING)
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)
-    try:
-        port = read_port(options.port, "argument --port")
-    except ValueError as error:
-        parser.error(str(error))
+    port = port_of(parser, options)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
     )

@@ -1076,7 +1076,9 @@ class ImageConfig:
         10, "how long a download may take in all", minimum=0.001, maximum=3600
     )
     allowed_hosts: tuple[str, ...] = option(
-        (), "hosts of urls, or host:port, that may have addresses which are not public"
+        (),
+        "hosts of urls, or host:port, that may have addresses which are not public",
+        pattern=r"^[^/*\s]+$",
     )
     max_pictures: int = option(32, "pictures in one request", minimum=1, maximum=100_000)
     background: tuple[int, ...] = option(
@@ -10045,6 +10047,20 @@ def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         parser.error("--port is the same as --rest_port here, as there is no gRPC: leave one out")
 
 
+def refuse_unknown(
+    parser: argparse.ArgumentParser, rest: Sequence[str], names: Iterable[str]
+) -> None:
+    """Exit with status 2 for arguments that argparse does not know; name the first option."""
+    known = [name for spellings, _ in OPTIONS for name in spellings] + [f"--{n}" for n in names]
+    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
+        close = similar_key(option, known)
+        parser.error(
+            f"unknown option {option}: {f'did you mean {close}?' if close else 'see --help'}"
+        )
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
+
 def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exit with status 2 if options contradict each other, are empty or out of range."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
@@ -10396,7 +10412,8 @@ def main(
     parser = build_parser(extensions)
     given = spell_command(sys.argv[1:] if arguments is None else arguments)
     refuse_foreign(parser, given)
-    options = parser.parse_args(given)
+    options, rest = parser.parse_known_args(given)
+    refuse_unknown(parser, rest, commands(extensions))
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()

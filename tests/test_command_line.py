@@ -385,6 +385,21 @@ def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["c.json", "--model-name", "x"], "unknown option --model-name: did you mean --model_name?"),
+        (["--prot", "3", "c.json"], "unknown option --prot: did you mean --port?"),
+        (["c.json", "--zzz=1"], "unknown option --zzz: see --help"),
+        (["a.json", "b.json"], "unrecognized arguments: b.json"),
+    ],
+)
+def test_an_unknown_option_is_named_and_not_what_stands_behind_it(arguments, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        serving.main(arguments)
+    assert end.value.code == 2 and capsys.readouterr().err.endswith(f"serving: error: {told}\n")
+
+
 def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
     error = "serving: error: "
     for arguments, text in (

@@ -388,7 +388,10 @@ def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["c.json", "--model-name", "x"], "unknown option --model-name: did you mean --model_name?"),
+        (
+            ["c.json", "--model-name", "x"],
+            "unknown option --model-name: did you mean --model_name?",
+        ),
         (["--prot", "3", "c.json"], "unknown option --prot: did you mean --port?"),
         (["c.json", "--zzz=1"], "unknown option --zzz: see --help"),
         (["a.json", "b.json"], "unrecognized arguments: b.json"),

@@ -114,7 +114,7 @@ from werkzeug.http import HTTP_STATUS_CODES, parse_accept_header, parse_options_
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import get_current_url, get_input_stream
 
-if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through their core.py
+if not typing.TYPE_CHECKING:  # type checkers see every name: extensions use more, via core.py
     __all__ = [
         "BadRequest",
         "Config",
@@ -131,7 +131,7 @@ if not typing.TYPE_CHECKING:  # which sees all: extensions use more, through the
         "run",
     ]
 __version__ = "0.2.0"
-if __name__ == "__main__":  # started as a program: who imports it by its name gets the same module
+if __name__ == "__main__":  # run as a program: importing `serving` then yields this same module
     sys.modules[f"{__package__ or ''}.serving".lstrip(".")] = sys.modules[__name__]
 
 logger = logging.getLogger("serving")
@@ -146,7 +146,7 @@ class ServingError(Exception):
     """An error with a text for the client; `code` is the canonical status name TensorFlow uses."""
 
     code = "INTERNAL"
-    key_name = ""  # of the key that was not let in, for the log
+    key_name = ""  # name of the refused key, for the log
 
     def __init__(
         self,
@@ -179,13 +179,13 @@ class LoadError(ServingError):
     code = "UNKNOWN"
 
 
-MOST_OTHERS = 20  # errors of a config that are told beside the first
+MOST_OTHERS = 20  # errors of a config that are reported besides the first
 
 
 class ConfigError(ServingError):
     """The config is wrong at `path` (a JSON path such as `$.model_config_list[1].config.name`).
 
-    `others` is what else is wrong with it, as far as it could be read.
+    `others` holds the further errors found in the same config.
     """
 
     code = "FAILED_PRECONDITION"
@@ -197,7 +197,7 @@ class ConfigError(ServingError):
         self.path = path
 
     def all(self) -> "list[ConfigError]":
-        """This and the others, as many as people read."""
+        """This error and at most `MOST_OTHERS` of the others."""
         return [self, *self.others[:MOST_OTHERS]]
 
 
@@ -220,13 +220,13 @@ HTTP_STATUS: dict[str, int] = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# By the numbers that TensorFlow's exceptions carry.
+# Indexed by the `error_code` of TensorFlow's exceptions.
 CODE_NAMES = ("OK", *HTTP_STATUS)
 
 
 def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
-    """An exception as one line for the client: its type and message,
-    without folders of this machine.
+    """Describe an exception to the client in one line: its type and its message,
+    without the folders of this machine.
     """
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else clean(repr(error.code))})"
@@ -239,7 +239,7 @@ def explain(error: BaseException, folders: Iterable[str] = ()) -> str:
         return f"{type(error).__name__}: {error.strerror}{name}"
     try:
         text = clean(str(error), folders)
-    except BaseException:  # a __str__ of the handler's own
+    except BaseException:  # the __str__ of a user's exception may fail
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -254,15 +254,15 @@ def spell(error: BaseException) -> str:
 
 
 def lacks_files(error: BaseException | None) -> bool:
-    """Whether the process has no file left to open, which passes by itself.
+    """Whether an error means that the process is out of file descriptors, which passes by itself.
 
-    Also in what it came of.
+    The errors that caused it are searched as well.
     """
     texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True
-        if any(text in spell(error) for text in texts):  # as TensorFlow tells it
+        if any(text in spell(error) for text in texts):  # TensorFlow reports it in its text only
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -272,8 +272,8 @@ PRINTED = "".join(map(chr, range(32, 127)))
 
 
 def printable(text: str) -> str:
-    """A text that a client has sent, for the log: as it is, or quoted as in a URL, so that it makes
-    no line of its own there and no terminal obeys it.
+    """Make a client's text safe for the log: percent-encode it if it holds unprintable characters,
+    so that it can neither forge a line nor control a terminal.
     """
     return text if text.isprintable() else quote(text, safe=PRINTED)
 
@@ -285,9 +285,9 @@ def log_safely(level: int, text: str, *arguments: Any, error: BaseException | No
 
 
 def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread:
-    """A thread that runs, and that no process waits for at its end.
+    """Start a daemon thread.
 
-    ServingError where none can be had: note it as there when this has returned.
+    Raises ServingError if the system has none to give: count the thread after this has returned.
     """
     thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
     try:
@@ -298,7 +298,7 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
 
 
 class Rarely:
-    """Log a kind of trouble that lasts in one line a minute, any other with its traceback."""
+    """Log a lack of file descriptors at most once a minute, any other error with its traceback."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock, self.next = clock, 0.0
@@ -314,10 +314,10 @@ class Rarely:
 
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
-    """Let what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) be a RuntimeError.
+    """Turn what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) into RuntimeError.
 
-    It would pass by all that answers a request, whose client then waits for ever. Ctrl-C of the
-    operator arrives in the main thread alone, where no function of somebody else's runs.
+    No `except Exception` would catch it, and the client would wait forever. The operator's Ctrl-C
+    is safe: it arrives in the main thread only, where no user code runs.
     """
     try:
         yield
@@ -328,12 +328,12 @@ def errors_only(who: str) -> Iterator[None]:
 
 
 def clean(text: str, folders: Iterable[str] = ()) -> str:
-    """One line of at most 500 characters, absolute paths cut down to their last part,
-    or to what comes after `folders`.
+    """Shorten a text to one line of at most 500 characters; an absolute path in it keeps its last
+    part only, or its part below one of `folders`.
     """
     for folder in folders:
         text = text.replace(f"{folder}{os.sep}", "")
-    # in quotes it may hold spaces
+    # a quoted path may hold spaces
     text = re.sub(r"(?<=['\"])(?:[A-Za-z]:)?[/\\][^'\"]*[/\\]", "", " ".join(text.split()))
     text = re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()]+[/\\])+", "", text)
     return text if len(text) <= 500 else f"{text[:497]}..."
@@ -342,41 +342,41 @@ def clean(text: str, folders: Iterable[str] = ()) -> str:
 # ==================================================================================================
 # Extensions
 # In: nothing, or the files in serving_extensions/. Out: `Extension`s, each a capability that plugs
-# in. Names that a type has further down stand in quotes: this section comes first, since all others
-# ask it.
+# in. This section comes first because all others use it; the types that they define are therefore
+# named in quotes.
 # ==================================================================================================
 
 
 def nothing(*arguments: Any) -> Any:
-    """Add nothing: what hooks do by default."""
+    """Return None: the default of hooks that may return one value."""
     return None
 
 
 def first(found: Iterable[Any]) -> Any:
-    """The first that is something, or None."""
+    """The first value that is not None, else None."""
     return next((value for value in found if value is not None), None)
 
 
 def none(*arguments: Any) -> Any:
-    """Name nothing."""
+    """Return no values: the default of hooks that return several."""
     return ()
 
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """A capability that plugs in: what it adds, where. By default each hook adds nothing, so nobody
-    asks who is there.
+    """A capability that plugs in: what it adds, and where. By default each hook adds nothing, so
+    the core never asks which extensions there are.
 
         serving.ModelServer("config.json", extensions=[*serving.installed(), mine])
 
-    Several extensions are asked in their order; of `find`, `read` and `write` the first that knows
-    answers.
+    Extensions are asked in order; for `find`, `read` and `write` the first result that is not None
+    counts.
     """
 
     name: str
-    # Keys of config.json that it reads: one of its own with the dataclass of what stands there, as
-    # `config.<key>`, None where the config has none; one that is declared below, such as
-    # "handlers" or "auth.keys[].quota", with None.
+    # Keys of config.json that it reads. A key of its own maps to its dataclass, and is then
+    # `config.<key>`, None if not given; a key that `Config` declares, such as "handlers" or
+    # "auth.keys[].quota", maps to None.
     sections: Mapping[str, type | None] = field(default_factory=dict)
     # URLs that it answers, beside the core's table.
     routes: Sequence["Route"] = ()
@@ -388,7 +388,7 @@ class Extension:
     envelopes: Mapping[str, "Envelope"] = field(default_factory=dict)
     # declare(server, path, function, methods, envelope): what `ModelServer.endpoint` registers.
     declare: Callable[..., Any] = nothing
-    # open(server) -> what it keeps for a server, at `server.state[name]`.
+    # open(server) -> the extension's state for a server, kept at `server.state[name]`.
     open: Callable[["ModelServer"], Any] = nothing
     # prepare(server, config) -> what requests need of a config, at `server.prepared.of[name]`;
     # swapped with the config; raises ConfigError.
@@ -397,12 +397,12 @@ class Extension:
     refresh: Callable[["ModelServer", "Outcome", bool], None] = nothing
     # unready(server) -> names of what is not ready.
     unready: Callable[["ModelServer"], Iterable[str]] = none
-    # identify(server, call, found) -> Caller: who calls a URL that a key is for, where this knows;
-    # raises ServingError for who may not. Asked before the config's keys.
+    # identify(server, call, found) -> the Caller of a protected URL, or None if unknown; raises
+    # ServingError if it may not call. Asked before the config's keys.
     identify: Callable[["ModelServer", "Call", "Found"], Any] = nothing
     # read(call, body) -> the value of a predict body that is no JSON, or None.
     read: Callable[["Call", bytes], Any] = nothing
-    # write(call, answer) -> the Reply in another form than JSON that the client wants, or None.
+    # write(call, answer) -> the Reply in a format other than JSON that the client accepts, or None.
     write: Callable[["Call", Mapping[str, Any]], Any] = nothing
     # wrap_load(server, load) -> load: around the loading of a version.
     wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
@@ -411,31 +411,31 @@ class Extension:
     # begin(server), observe(server, trace, line, reply): a request begins, is answered.
     begin: Callable[["ModelServer"], None] = nothing
     observe: Callable[..., None] = nothing
-    # headers(server, call, reply) -> names and values: what an answer is sent with besides.
+    # headers(server, call, reply) -> additional headers of the answer, as (name, value).
     headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
     # collect(server) -> metric families of prometheus-client's, for /metrics.
     collect: Callable[["ModelServer"], Iterable[Any]] = none
     # serve(server, app, adjustments) -> Waitress, or None: what `run` listens with.
     serve: Callable[..., Any] = nothing
-    # announce(server, address): prints, as soon as the server listens, where it is looked at.
+    # announce(server, address): prints the page's address as soon as the server listens.
     announce: Callable[["ModelServer", str], None] = nothing
-    # show_load(server): the first load runs, in a server of its own; returns when it is over.
+    # show_load(server): shows the first load's progress, in `run` only; returns when it is over.
     show_load: Callable[["ModelServer"], None] = nothing
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
     # is wrong, for `--check`.
     check: "Callable[[ModelServer], tuple[Sequence[Row], Sequence[str]]]" = lambda _: ((), ())
-    # end(server): its threads end; the server has stopped.
+    # end(server): called when the server has stopped, to end the extension's threads.
     end: Callable[["ModelServer"], None] = nothing
     # Options of the command line, by name: command(source, value) -> exit status. Its docstring is
     # the option's help.
     commands: Mapping[str, Callable[[Any, Any], int]] = field(default_factory=dict)
-    # Formatters of the log by `server.log_format`.
+    # Log formatters, by the value of `server.log_format`.
     formatters: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The folder that this file is in; where it is a link, also the one that it leads to.
+# The folder of this file; if the file is a symbolic link, also that of its target.
 FOLDERS = {
     os.path.realpath(os.path.dirname(os.path.abspath(__file__))),
     os.path.dirname(os.path.realpath(__file__)),
@@ -443,14 +443,14 @@ FOLDERS = {
 
 
 def sibling(name: str) -> Any:
-    """The module or package beside this file, imported as part of the package that this file is in.
+    """Import the module or package beside this file, as part of this file's package if it has one.
 
-    None where there is none: what has its name somewhere else on Python's path is another.
+    None if there is none: a module of the same name elsewhere on Python's path does not count.
     """
     full = f"{__package__}.{name}" if __package__ else name
     try:
         spec = importlib.util.find_spec(full)
-    except (ModuleNotFoundError, ValueError):  # hidden, or made by somebody, from no file
+    except (ModuleNotFoundError, ValueError):  # blocked, or a module made without a file
         return None
     if spec is None or spec.origin is None:
         return None
@@ -464,7 +464,8 @@ def sibling(name: str) -> Any:
 def installed() -> "tuple[Extension, ...]":
     """The extensions in serving_extensions/ beside this file; none where there is no such folder.
 
-    The one place that imports them. Raises ImportError for those of another version.
+    The only place that imports them. Raises ImportError if they are of another version, or made
+    for another module.
     """
     found = sibling("serving_extensions")
     if found is None:
@@ -483,7 +484,7 @@ def installed() -> "tuple[Extension, ...]":
 
 
 def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
-    """These; ValueError for a name that two have: what they keep for a server is found by it."""
+    """The extensions as a tuple; ValueError if two share a name, the key of their state."""
     extensions = tuple(extensions)
     for name, count in Counter(extension.name for extension in extensions).items():
         if count > 1:
@@ -492,7 +493,7 @@ def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
 
 
 class Missing:
-    """Stands for a file that is not there; who needs anything of it is told."""
+    """Stands in for a missing file: it is false, and its attributes raise NotFound for the file."""
 
     def __init__(self, file: str):
         self._file = file
@@ -511,7 +512,7 @@ else:
 
 
 class Home(typing.NamedTuple):
-    """A file beside this one, and what of it somebody may ask this one for."""
+    """An extension's file, and the config sections and commands that need it."""
 
     file: str
     sections: Sequence[str] = ()  # of a config
@@ -521,8 +522,8 @@ class Home(typing.NamedTuple):
         return f"this needs serving_extensions/{self.file} beside serving.py"
 
 
-# Who has some of the files is told which one is missing. Where all are, a test holds this equal to
-# what they declare.
+# Names the missing file to somebody who has copied only some. A test compares this list with what
+# the files declare.
 HOMES = (
     Home("pipelines.py", sections=["pipeline_config_list"]),
     Home("handlers.py", sections=["handlers"]),
@@ -539,7 +540,7 @@ HOMES = (
 
 
 def tell_missing(kind: str, name: str) -> str:
-    """Which file has a section or one of `commands`."""
+    """Say which file is missing for `name`, one of the `sections` or `commands` (`kind`)."""
     return next(home.tell() for home in HOMES if name in getattr(home, kind))
 
 
@@ -558,7 +559,7 @@ def option(
     loads: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits. Of what `loads`, a change has a model loaded anew.
+    and its limits. A change of a field that `loads` makes the model load anew.
     """
     metadata = {
         "doc": doc,
@@ -574,12 +575,12 @@ def option(
     )
 
 
-NOT_EMPTY = r"^[\s\S]"  # as JSON Schema can say it too
-NO_EFFECT = "OpenVINO only, no effect"  # of what means nothing here: accepted, named in the log
+NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
+NO_EFFECT = "OpenVINO only, no effect"  # marks fields that are accepted, and named in the log
 
 
 def without_effect(value: Any) -> list[str]:
-    """The fields given in a part of a config that mean nothing here."""
+    """The names of the fields that are set in a part of a config but have no effect here."""
     return [
         f.name
         for f in dataclasses.fields(value)
@@ -610,7 +611,7 @@ class VersionPolicy:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or nothing."""
+        """What is wrong with the policy; empty if nothing is."""
         given = [policy for policy in (self.latest, self.all, self.specific) if policy is not None]
         return "" if len(given) == 1 else "expected exactly one of 'latest', 'all', 'specific'"
 
@@ -638,7 +639,7 @@ class Batching:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the sizes, or nothing."""
+        """What is wrong with the sizes; empty if nothing is."""
         sizes = self.allowed_batch_sizes
         if not sizes or list(sizes) == sorted(set(sizes)) and sizes[-1] == self.max_batch_size:
             return ""
@@ -650,7 +651,7 @@ class Batching:
     @property
     def sizes(self) -> list[int]:
         """The batch sizes TensorFlow pads to, rising, the last one `max_batch_size`."""
-        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # it is up to 65536
+        powers = (2**n for n in range(16) if 2**n < self.max_batch_size)  # at most 2**16
         return list(self.allowed_batch_sizes or (*powers, self.max_batch_size))
 
 
@@ -662,9 +663,9 @@ def read_devices(target: str) -> list[str]:
     """The devices that a `target_device` names, the first choice first: `GPU:0`, `CPU:0`.
 
     Every spelling of OpenVINO's is taken: AUTO, HETERO:GPU,CPU, MULTI:GPU.1,CPU, BATCH:CPU(4), in
-    any case. A device that TensorFlow has no name for stands as it was written.
+    any case. A device that TensorFlow has no name for is returned as it is written.
     """
-    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4): how many requests OpenVINO would join there
+    plain = re.sub(r"\s|\([0-9]*\)", "", target)  # (4) is OpenVINO's batch size, not used here
     if plain.upper() in ("AUTO", "HETERO", "MULTI"):
         return ["GPU:0", "CPU:0"]
     kind, names = LIST_OF_DEVICES.fullmatch(plain).groups() if plain else ("", "")  # type: ignore
@@ -680,13 +681,13 @@ def read_devices(target: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. What contradicts itself here fails that model alone: `problem` says what."""
+    """One model. A contradiction in it fails this model alone: `problem` says which."""
 
     name: str = option(
         doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
     )
     base_path: str = option(
-        "",  # refused for this model alone
+        "",  # empty: `problem` refuses this model, not the whole config
         "folder of numbered version folders, or a SavedModel itself; relative to the config file",
         loads=True,
     )
@@ -737,7 +738,7 @@ class ModelConfig:
         "those whose graph keeps nothing of a call",
         loads=True,
     )
-    # OpenVINO Model Server's fields that cannot mean anything for a SavedModel: accepted, named
+    # OpenVINO Model Server's fields that have no meaning for a SavedModel: accepted, and named
     # once in the log.
     batch_size: int | str | None = option(None, NO_EFFECT)
     shape: str | dict[str, str] | None = option(None, NO_EFFECT)
@@ -760,7 +761,7 @@ class ModelConfig:
 
     @property
     def problem(self) -> str:
-        """Why this model cannot be served as it is written, field first; or nothing."""
+        """Why this model cannot be served, as `field: reason`; empty if it can be."""
         if not self.base_path:
             return "base_path: expected a folder, got ''"
         if re.match(r"[A-Za-z][\w+.-]*://", self.base_path):  # such as gs://
@@ -935,7 +936,10 @@ class Deployment:
     )
     stateful: bool = option(False, "its model assigns variables when it is asked, and is meant to")
     max_detections: int = option(
-        300, "the most predictions in an answer", minimum=1, maximum=100_000
+        300,
+        "the most predictions of a detector or segmenter in an answer; of a classifier top_k",
+        minimum=1,
+        maximum=100_000,
     )
     version_tag: str | None = option(
         None,
@@ -1000,7 +1004,7 @@ class Key:
 
     @property
     def expiry(self) -> datetime.datetime | None:
-        """When it ceases to be valid."""
+        """When the key expires; None if `expires` is not given or cannot be read."""
         try:
             moment = datetime.datetime.fromisoformat((self.expires or "").replace("Z", "+00:00"))
         except ValueError:
@@ -1021,7 +1025,8 @@ class Auth:
         repr=False,
         metadata={  # it may hold a password
             "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
-            "servers that share them; default: <config>.quotas.sqlite3"
+            "servers that share them; default: <config>.quotas.sqlite3",
+            "pattern": NOT_EMPTY,
         },
     )
     wrong_keys_per_minute: int | None = option(
@@ -1036,7 +1041,7 @@ class Auth:
         digests = [key.sha256.lower() for key in self.keys]
         for kind, values in (("name", names), ("sha256", digests)):
             for index, value in enumerate(values):
-                if value in values[:index]:  # which is not shown: it may be the key itself
+                if value in values[:index]:  # the error hides the value: it may be the key itself
                     taken = values.index(value)
                     raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
         if "://" in (store := self.quota_store or ""):
@@ -1044,9 +1049,9 @@ class Auth:
 
 
 def check_redis(url: str) -> None:
-    """Raise ValueError for a URL that no Redis can have.
+    """Raise ValueError for a malformed Redis URL.
 
-    The text does not quote it: it may hold a password.
+    The error does not quote the URL, which may hold a password.
     """
     if not re.match("(redis|rediss|unix)://", url):
         raise ValueError(
@@ -1071,7 +1076,9 @@ class ImageConfig:
         10, "how long a download may take in all", minimum=0.001, maximum=3600
     )
     allowed_hosts: tuple[str, ...] = option(
-        (), "hosts of urls, or host:port, that may have addresses which are not public"
+        (),
+        "hosts of urls, or host:port, that may have addresses which are not public",
+        pattern=r"^[^/*\s]+$",
     )
     max_pictures: int = option(32, "pictures in one request", minimum=1, maximum=100_000)
     background: tuple[int, ...] = option(
@@ -1088,8 +1095,8 @@ class ImageConfig:
 
 
 def beside(folder: Path, path: str) -> str:
-    """A path of the config made absolute: it starts at `folder`; `~` is the home folder."""
-    with contextlib.suppress(RuntimeError):  # nobody of that name has a home
+    """Make a path of the config absolute: it starts at `folder`; `~` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # `~name` of an unknown user
         return str(folder / Path(path).expanduser())
     return str(folder / path)
 
@@ -1107,12 +1114,15 @@ class HandlerConfig:
         pattern=r"^[^:]+:[^:]+$",
     )
     project: str | None = option(
-        None, "a project's folder, as CellStrat's Hub API has it; relative to the config file"
+        None,
+        "a project's folder, as CellStrat's Hub API has it; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     model_dir: str | None = option(
         None,
         "the folder that the module finds as MODEL_DIR; relative to the config file; default: "
         "model in the project",
+        pattern=NOT_EMPTY,
     )
     envelope: str | None = option(
         None, "hub: CellStrat's answers, or an extension's; none; default: what the function says"
@@ -1134,7 +1144,7 @@ class HandlerConfig:
             raise ValueError("function: needed where there is no project")
 
     def resolve(self, folder: Path) -> "HandlerConfig":
-        """The same with paths that start at `folder`, and a project's defaults."""
+        """Return a copy with absolute paths, which start at `folder`, and a project's defaults."""
         function, model_dir = self.function, self.model_dir and beside(folder, self.model_dir)
         if self.project is not None:
             project = Path(beside(folder, self.project))
@@ -1192,7 +1202,7 @@ class Node:
             and self.function is None
             and self.model_name is None
         ):
-            return  # as OpenVINO writes it: the pipeline cannot be, its config is none the worse
+            return  # OpenVINO's C++ node: its pipeline is refused later, the config stays valid
         wanted, other = (
             ("function", "model_name") if self.type == "custom" else ("model_name", "function")
         )
@@ -1311,7 +1321,7 @@ class ServerConfig:
         (),
         'origins whose pages may call, as browsers write them: ["https://site.example"], in small '
         'letters, without a path or the usual port; or ["*"] for all',
-        # file:// and null are of pages from files, capacitor://localhost and its like of apps
+        # null and file:// are the origins of pages opened from disk, capacitor://localhost of apps
         pattern=r"^(?!https://.*:443$|http://.*:80$)"
         r"(\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$",
     )
@@ -1343,14 +1353,16 @@ class ServerConfig:
         False, "/livez and /readyz have a line in the log for each request, as all others have"
     )
     history: str | None = option(
-        None, "a file in which the page's graphs survive a restart, relative to the config (start)"
+        None,
+        "a file in which the page's graphs survive a restart, relative to the config (start)",
+        pattern=NOT_EMPTY,
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
 
 
 @dataclass(frozen=True)
 class Admin:
-    """Changing what is served over REST, by keys that are marked `admin`."""
+    """Options for changing what is served over REST, with keys that are marked `admin`."""
 
     upload: bool | str = option(
         False,
@@ -1358,10 +1370,14 @@ class Admin:
         pattern="^code$",
     )
     models_folder: str = option(
-        "models", "where models that are sent under new names go; relative to the config file"
+        "models",
+        "where models that are sent under new names go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     projects_folder: str = option(
-        "projects", "where projects that are sent go; relative to the config file"
+        "projects",
+        "where projects that are sent go; relative to the config file",
+        pattern=NOT_EMPTY,
     )
     max_upload_bytes: int = option(
         2 << 30, "what is sent, and what it unpacks to in all", minimum=1
@@ -1404,24 +1420,23 @@ class Config:
         ]
 
     def is_pipeline(self, name: str) -> bool:
-        """Whether a name is a pipeline's; a model of the same name keeps it."""
+        """Whether `name` is a pipeline's; a model of the same name takes precedence."""
         return any(pipeline.name == name for pipeline in self.pipeline_config_list) and all(
             model.name != name for model in self.models
         )
 
     @property
     def default_deployment(self) -> list[str]:
-        """The id of the deployment that answers /predict: the one so marked, or the first.
-
-        Empty where there is none.
+        """The id of the deployment that answers /predict, as a list of one: the deployment marked
+        `default`, else the first. Empty if there is no deployment.
         """
         marked = [deployment.id for deployment in self.deployments if deployment.default]
         return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
 def check_names(config: "Config") -> None:
-    """Raise ValueError where names of deployments and handlers, or the keys for them,
-    contradict each other.
+    """Raise ValueError for repeated ids or paths, for two defaults, for a version of a pipeline,
+    and for keys to deployments that do not exist.
     """
     names = [deployment.id for deployment in config.deployments]
     paths = [handler.path for handler in config.handlers]
@@ -1440,7 +1455,7 @@ def check_names(config: "Config") -> None:
         )
     for index, key in enumerate(config.auth.keys):
         for place, name in enumerate(key.deployments or ()):
-            if name not in (*names, *paths):  # which is not shown: it may be the key itself
+            if name not in (*names, *paths):  # the error hides the name: it may be the key itself
                 raise ValueError(
                     f"auth.keys[{index}].deployments[{place}]: "
                     "no deployment has that id, and no handler that path"
@@ -1448,8 +1463,8 @@ def check_names(config: "Config") -> None:
 
 
 def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
-    """The config with relative paths made absolute: they start at `folder`,
-    that of the config file, whose name is `stem`.
+    """Return the config with absolute paths: relative ones start at `folder`, the config file's.
+    `stem`, the file's name without its suffix, names the default quota store.
     """
 
     def resolved(deployment: Deployment) -> Deployment:
@@ -1509,10 +1524,10 @@ def json_kind(value: Any) -> str:
 
 
 def what_came(value: Any, path: str, kind: Any) -> str:
-    """Name a JSON value for an error at `path`, where a `kind` belongs.
+    """Name the JSON value that came at `path` in place of a `kind`, for an error.
 
-    It is not shown where it may be a key or a password: under `auth`, and in the place of an
-    object.
+    Only its type is named where the value may be a key or a password: under `auth`, or if it is a
+    string in place of an object.
     """
     if is_secret(path) or isinstance(value, str) and holds_objects(kind):
         return JSON_TYPES.get(type(value), type(value).__name__)
@@ -1520,7 +1535,7 @@ def what_came(value: Any, path: str, kind: Any) -> str:
 
 
 def holds_objects(kind: Any) -> bool:
-    """Whether a declared type is an object, or has some."""
+    """Whether a declared type is an object, or a list or union with objects in it."""
     kinds = (kind, *typing.get_args(kind))
     return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
@@ -1540,7 +1555,7 @@ def kind_name(kind: Any) -> str:
 
 
 def json_type_of(kind: Any) -> type:
-    """The Python type in which JSON brings a declared type: dict for a dataclass,
+    """The Python type that JSON parses to where a type is declared: dict for a dataclass,
     list for a tuple.
     """
     if dataclasses.is_dataclass(kind):
@@ -1549,8 +1564,8 @@ def json_type_of(kind: Any) -> type:
 
 
 def is_json(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has the type of a declared one; by exact type,
-    since a bool is an int in Python; an int is a float.
+    """Whether a JSON value fits a declared type. Types are compared exactly, since a bool is an
+    int in Python; an int fits where a float is declared.
     """
     return type(value) in ((int, float) if kind is float else (json_type_of(kind),))
 
@@ -1591,12 +1606,12 @@ def parse(
 
 
 def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()) -> list[Any]:
-    """What each of the functions returns; the first of all errors, which has the others, where
-    something was `wrong` before or is found so.
+    """Call all functions and return their results. If any fails, or errors came before (`wrong`),
+    raise the first ConfigError with the rest as its `others`.
     """
     found, errors = [], list(wrong)
     for read in reads:
-        if len(errors) > MOST_OTHERS:  # requests come here too, of any size
+        if len(errors) > MOST_OTHERS:  # a bound, since requests of any size are parsed here too
             break
         try:
             found.append(read())
@@ -1609,18 +1624,18 @@ def gather(reads: Iterable[Callable[[], Any]], wrong: Sequence[ConfigError] = ()
 
 
 def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
-    """Return a plain value that keeps its declared minimum and pattern."""
+    """Return a plain value after checking it against its minimum, maximum and pattern."""
     if isinstance(value, int | float):
         if limits.get("minimum") is not None and not value >= limits["minimum"]:
             raise ConfigError(path, f"expected at least {limits['minimum']}, got {value}")
         if limits.get("maximum") is not None and not value <= limits["maximum"]:
             raise ConfigError(path, f"expected at most {limits['maximum']}, got {str(value)[:40]}")
-    refuse_half(value, path)  # of requests, which are read otherwise than a config
+    refuse_half(value, path)  # for requests: `refuse_twice` has checked a config already
     if limits.get("pattern") and isinstance(value, str):
-        # JSON Schema's `$` is the end; Python's is also before a line feed there
+        # JSON Schema's `$` matches at the end only; Python's also before a final line feed
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
-            came = f"{len(value)} other characters" if is_secret(path) else repr(value)
+            came = f"{len(value)} other characters" if is_secret(path) else repr(value[:60])
             raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
@@ -1640,7 +1655,7 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
         for name, f in fields.items()
-        if f.default is f.default_factory  # both missing: it has no default
+        if f.default is f.default_factory  # both are MISSING: the field has no default
         and name not in (*value, *meant.values())
     ]
     known = [key for key in value if key in fields]
@@ -1665,24 +1680,24 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Which name may be meant; or all of them."""
+    """Suggest the known name that is closest to `name`, else list them all."""
     close = similar_key(name, known)
     return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
 
 
 def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
-    """The error for a key that an object does not have, and the one that may be meant, if any."""
+    """The error for an unknown key: it suggests the name `meant`, or lists all `fields`."""
     expected = f"expected one of: {', '.join(fields) or 'nothing'}"
     hint = f"did you mean '{meant}'?" if meant else expected
-    hidden = is_secret(path)  # it may be a password where a name of a field belongs
+    hidden = is_secret(path)  # the key may be a password in the place of a field's name
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
 
 class Repeated(dict):
-    """An object with equal keys: the last of each; `first` has the first of each."""
+    """An object that repeats keys: it has the last value of each key, `first` has the first."""
 
     first: dict[str, Any]
-    twice: str  # one of those keys
+    twice: str  # one of the repeated keys
 
 
 def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1696,10 +1711,10 @@ def read_object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_twice(value: Any, path: str) -> None:
-    """Raise ConfigError for a key that stands twice in one object, with the object's place, and
-    for half of a surrogate pair.
+    """Raise ConfigError for an object that repeats a key, with the object's path, and for half of
+    a surrogate pair.
 
-    Under `auth` it is named where it is the name of an option, else it may be a password.
+    Under `auth` the error names only keys that are options: another one may be a password.
     """
     if isinstance(value, Repeated):
         options = {one.name for kind in (Auth, Key, Quota) for one in dataclasses.fields(kind)}
@@ -1717,17 +1732,19 @@ def refuse_twice(value: Any, path: str) -> None:
 
 
 def refuse_half(text: Any, path: str) -> None:
-    """Raise ConfigError for a string that no UTF-8 can hold, a value's or an object's key."""
+    """Raise ConfigError for a value or an object's key that UTF-8 cannot encode."""
     if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
-        where = "$.auth" if is_secret(path) else path  # a key in it may be a password
+        where = "$.auth" if is_secret(path) else path  # a key in the path may be a password
         raise ConfigError(where, "expected text, got half of a surrogate pair")
 
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
-PROTOBUF_CONFIG = re.compile(rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*[:{]")
-# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), as far as
-# they have a meaning here, and logging_config, which is read over: name -> number, type, whether
-# there may be several.
+PROTOBUF_CONFIG = re.compile(
+    rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*(?:\{|:(?!\s*[-[]))"
+)
+# Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), with the
+# fields that have a meaning here, and logging_config, which is ignored: field name -> number, type,
+# whether it is repeated.
 PROTOBUF_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelServerConfig": {"model_config_list": (1, "ModelConfigList", False)},
     "ModelConfigList": {"config": (1, "ModelConfig", True)},
@@ -1779,7 +1796,7 @@ def protobuf_config() -> Any:
 
 
 def read_protobuf_config(text: bytes) -> dict[str, Any]:
-    """TensorFlow Serving's --model_config_file as the config it is here. Raises ConfigError."""
+    """Convert TensorFlow Serving's --model_config_file to a config. Raises ConfigError."""
     from google.protobuf import json_format, text_format
 
     try:
@@ -1791,7 +1808,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
     for item in items:
         for name in ("model_platform", "logging_config"):
             item.pop(name, None)
-        labels = item.pop("version_labels", ())  # what is missing is 0, or empty, as in protobuf
+        labels = item.pop("version_labels", ())  # protobuf leaves out fields that are 0 or empty
         item["version_labels"] = {one.get("key", ""): int(one.get("value", 0)) for one in labels}
         policy = item.pop("model_version_policy", {})
         if policy:  # an empty one is the default
@@ -1799,7 +1816,7 @@ def read_protobuf_config(text: bytes) -> dict[str, Any]:
         if "specific" in policy:
             versions = policy["specific"].get("versions", [])
             policy["specific"] = {"versions": [int(number) for number in versions]}
-        if policy.get("latest", {}).get("num_versions") == 0:  # which is 1 there
+        if policy.get("latest", {}).get("num_versions") == 0:  # TensorFlow Serving takes 0 as 1
             policy["latest"] = {}
     return {"model_config_list": [{"config": item} for item in items]}
 
@@ -1835,7 +1852,7 @@ def read_config(text: bytes) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    if path.is_fifo():  # reading one waits for a writer, at every reload again
+    if path.is_fifo():  # reading a named pipe blocks until somebody writes, at every reload
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.read_bytes()
 
@@ -1848,7 +1865,7 @@ def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
-    """The config with the sections of extensions, each None where it is not given."""
+    """The `Config` class with the extensions' sections added as fields, None if not given."""
     sections = [
         (name, kind | None, option(None, f"of the extension {extension.name}"))
         for extension in extensions
@@ -1868,7 +1885,7 @@ def load_config(
     """Read a config from a path (or its bytes `text`), a dict or a `Config`.
 
     Relative base paths start at the config file's folder, for a dict at the current one. `kind` is
-    that of `config_kind`, where extensions have sections of their own.
+    the class that `config_kind` makes, if extensions have sections of their own.
     Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
     if isinstance(source, kind):
@@ -1916,12 +1933,12 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a signature: its key there, its name in the graph, dtype (`DT_FLOAT`) and shape.
+    """A tensor of a signature: its key (`name`), its name in the graph (`tensor`), dtype, shape.
 
-    `shape` has None for an unknown size, and is None when the rank is unknown. `made_by` is the
-    operation that an output's numbers come from, `scale` whether boxes that it begins with are in
-    0..1 (`unit`) or in pixels of the input (`input`); "" where nobody knows. `logits` are the
-    outputs that a softmax or sigmoid makes it from.
+    `dtype` is spelled `DT_FLOAT`. `shape` has None for an unknown size, and is None if the rank is
+    unknown. Of an output, `made_by` is the type of the operation that computes it; `scale` says
+    whether the boxes that it starts with are in 0..1 (`unit`) or in pixels of the input (`input`);
+    both are "" if unknown. `logits` names the outputs of which it is the softmax or sigmoid.
     """
 
     name: str
@@ -1942,15 +1959,15 @@ class TensorSpec:
 class Signature:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-    # The kinds of operations that it may run, where they are known.
+    # Types of the operations that it may run; empty if unknown.
     operations: Collection[str] = ()
-    example: bytes = b""  # made up: the tf.train.Example that it parses, where it parses one
+    example: bytes = b""  # a made-up tf.train.Example with the features it parses, if it parses any
 
 
 class UnpackedBytes:
-    """What all bodies together have unpacked to, in bytes, while their requests live.
+    """Counts the bytes that the bodies of all running requests have unpacked to.
 
-    `limit()` is how much that may be, asked each time. Counted under a lock.
+    `limit()` is the most that they may be, and is called each time. Counted under a lock.
     """
 
     def __init__(self, limit: Callable[[], int]):
@@ -1970,7 +1987,7 @@ class UnpackedBytes:
 
 
 class Allowance:
-    """What one request's body may unpack to: taken before it is, free when it is answered."""
+    """The bytes that one request's body may unpack to: taken before unpacking, freed by `close`."""
 
     def __init__(self, all_bodies: UnpackedBytes, most: int):
         self._all, self.most, self.held = all_bodies, most, 0
@@ -1997,7 +2014,7 @@ class Allowance:
             self._all.add(-held)
 
 
-UNPACKED_PIECE = 1 << 20  # bytes that are unpacked at once
+UNPACKED_PIECE = 1 << 20  # bytes that are unpacked in one step
 
 
 def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> bytes:
@@ -2025,7 +2042,7 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
 
 
 def inflate(data: bytes) -> Iterator[bytes]:
-    """The pieces of what is deflated, with zlib's head or, as some clients send it, without."""
+    """Unpack deflated data, in pieces, with a zlib header or, as some clients send it, without."""
     unpacker, packed = zlib.decompressobj(15 if data[:1] and data[0] & 15 == 8 else -15), b""
     for start in range(0, len(data), UNPACKED_PIECE):
         packed = data[start : start + UNPACKED_PIECE]
@@ -2042,8 +2059,8 @@ def is_plain_json(body: bytes) -> bool:
     return body[:1] == b"{" and b"b64" not in body and b"\\" not in body
 
 
-# a batch of 64 pictures of 224x224 pixels as lists has 3.2 million; an empty one of 3 bytes costs
-# 60
+# 64 pictures of 224x224 pixels have 3.2 million lists. An empty list, 3 bytes of text, takes 60
+# bytes of memory.
 MAX_LISTS = 4_000_000
 
 
@@ -2057,7 +2074,7 @@ def parse_json(body: bytes) -> Any:
         )
     try:
         value = orjson.loads(body)
-    except ValueError:  # what is wrong, or RapidJSON's alone
+    except ValueError:  # wrong, or valid in RapidJSON's dialect only
         return parse_dialect(body)
     return parse_dialect(body) if may_repeat_a_key(body, value) else value
 
@@ -2066,7 +2083,7 @@ ESCAPED_KEY = re.compile(rb'\\"?[^"\\]*"\s*:')
 
 
 def may_repeat_a_key(body: bytes, value: Any) -> bool:
-    """Whether a key at the top or in `inputs` may stand twice: orjson keeps the last of them."""
+    """Whether a key at the top or in `inputs` may repeat: orjson keeps the last, not the first."""
     if not isinstance(value, dict):
         return False
     inputs = value.get("inputs")
@@ -2077,14 +2094,14 @@ def may_repeat_a_key(body: bytes, value: Any) -> bool:
 
 
 JSON_SPACE = " \t\r\n"
-# Strings and words. A string without an end goes to the end of the text: looked for again from each
-# quote in it, it would take the square of its length.
+# Strings and words. An unterminated string matches up to the end of the text: a search from each
+# later quote would take quadratic time.
 JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|-?\w[\w.+-]*', re.DOTALL)
-JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's, Python's
-JSON_ESCAPE = re.compile(  # its group: half of a surrogate pair
+JSON_WORDS = {"-NaN": "NaN", "Inf": "Infinity", "-Inf": "-Infinity"}  # RapidJSON's -> Python's
+JSON_ESCAPE = re.compile(  # group 1: half of a surrogate pair
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
 )
-# How messages of Python's parser begin, and RapidJSON's text for the same; else "Invalid value."
+# Start of a message of Python's parser -> RapidJSON's text for it; the default is "Invalid value."
 JSON_PROBLEMS = {
     "Expecting property name": "Missing a name for object member.",
     "Illegal trailing comma before end of object": "Missing a name for object member.",
@@ -2103,7 +2120,7 @@ def read_float(number: str) -> float:
 
 
 def read_integer(number: str) -> int | float:
-    """An integer of 64 bits; a float beyond them, as RapidJSON has it."""
+    """Read an integer; one that does not fit into 64 bits becomes a float, as in RapidJSON."""
     if len(number) <= 20 and -(2**63) <= int(number) < 2**64:
         return int(number)
     return read_float(number)
@@ -2117,8 +2134,8 @@ JSON_DECODER = json.JSONDecoder(
 def parse_dialect(body: bytes) -> Any:
     """Parse JSON in RapidJSON's dialect with Python's parser; raises BadRequest.
 
-    NaN and Inf are numbers, and what follows the value is ignored. Bytes that are no UTF-8 come
-    through as surrogate escapes. The first of equal keys wins at the top and in `inputs`.
+    NaN and Inf are numbers, and text after the value is ignored. Bytes that are not UTF-8 become
+    surrogate escapes. The first of repeated keys wins, at the top and in `inputs`.
     """
     if not body:
         raise BadRequest("JSON Parse error: The document is empty")
@@ -2143,7 +2160,7 @@ def decode_json(text: str) -> tuple[Any, int]:
     """The first value of a text, and where it ends; raises BadRequest."""
     try:
         value, end = JSON_DECODER.raw_decode(text, len(text) - len(text.lstrip(JSON_SPACE)))
-        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # part of a number
+        if re.match("[0-9][.eE]", text[end - 1 : end + 1]):  # it has stopped within a number
             raise json.JSONDecodeError("Expecting ',' delimiter", text, end)
         return value, end
     except json.JSONDecodeError as error:
@@ -2155,7 +2172,7 @@ def decode_json(text: str) -> tuple[Any, int]:
 
 
 def find_token(text: str, wanted: Callable[[str], bool]) -> int:
-    """Where the first string or number that is wanted begins; the text's length without one."""
+    """The offset of the first string or word that is `wanted`; the text's length if none is."""
     tokens = JSON_TOKEN.finditer(text)
     return next((token.start() for token in tokens if wanted(token[0])), len(text))
 
@@ -2170,14 +2187,14 @@ def explain_json(text: str, error: json.JSONDecodeError) -> str:
     if not before.strip(JSON_SPACE) and not mark:
         return "The document is empty."
     if not error.msg.startswith("Expecting ','"):
-        known = (text for start, text in JSON_PROBLEMS.items() if error.msg.startswith(start))
+        known = (theirs for start, theirs in JSON_PROBLEMS.items() if error.msg.startswith(start))
         return next(known, "Invalid value.")
     if before[-1].isdigit() and mark in (".", "e", "E"):
         return f"Miss {'fraction part' if mark == '.' else 'exponent'} in number."
     try:
         JSON_DECODER.decode(before + "}")
     except json.JSONDecodeError as again:
-        if again.pos == error.pos:  # a brace does not belong there
+        if again.pos == error.pos:  # not even a brace may stand here: it is within an array
             return "Missing a comma or ']' after an array element."
     return "Missing a comma or '}' after an object member."
 
@@ -2209,15 +2226,15 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on strings of 33 and more
+MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on string tensors of rank 33 and more
 
 
 def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
-    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype, of whatever
-    shape it has.
+    """Read a JSON value, or an array from Python, as one tensor of `spec`'s dtype. Its shape is not
+    checked here.
 
-    Raises BadRequest with TensorFlow Serving's text; UNIMPLEMENTED for a dtype without JSON
-    spelling.
+    Raises BadRequest with TensorFlow Serving's text; ServingError UNIMPLEMENTED for a dtype that
+    JSON cannot spell.
     """
     array = (
         quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
@@ -2236,8 +2253,8 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of Python's as one that JSON has, or an array: tuples and ranges as lists, what makes
-    an array of itself, such as a tensor or a frame of pandas, as that.
+    """Convert a Python value to one that JSON has, or to an array: tuples and ranges to lists, what
+    has `__array__`, such as a tensor or a pandas frame, to an array. Others are returned as given.
     """
     if isinstance(value, tuple | range):
         return list(value)
@@ -2249,7 +2266,7 @@ def plain_value(value: Any) -> Any:
 def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
     """Read nested lists of numbers, or of arrays, level by level in C.
 
-    None where only the exact path can tell what it is.
+    None if the exact path must decide: it has all rules and error texts.
     """
     if dtype is None or dtype.kind == "O":
         return None
@@ -2269,7 +2286,7 @@ def quick_tensor(value: Any, dtype: np.dtype | None) -> np.ndarray | None:
         if kinds <= {int, float}:
             code = "Q" if dtype == np.uint64 else "q"
             if float in kinds or dtype.kind in "fV":
-                # straight to float32: to infinity beyond it, as in TensorFlow Serving
+                # straight to float32: larger numbers become infinity, as in TensorFlow Serving
                 code = dtype.char if dtype.char in "fd" else "d"
             return quick_cast(np.frombuffer(array.array(code, flat), code).reshape(shape), dtype)
         if kinds == {bool} and dtype.kind == "b":
@@ -2289,7 +2306,7 @@ def quick_cast(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     if numbers.dtype == dtype or numbers.size == 0 and numbers.dtype.kind != "O":
         return numbers.astype(dtype, copy=False)
     if dtype.kind in "fV" and numbers.dtype.kind in "iuf":  # V: bfloat16
-        with np.errstate(over="ignore"):  # beyond float32 is infinity, as in TensorFlow Serving
+        with np.errstate(over="ignore"):  # too large is infinity, as in TensorFlow Serving
             return numbers.astype(np.float64, copy=False).astype(dtype)
     if dtype.kind in "iu" and numbers.dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -2338,17 +2355,18 @@ def decode_leaf(
 
 
 def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Read an array as exact_tensor reads lists.
+    """Read an array that quick_cast refused, by the rules of exact_tensor.
 
-    Numbers that quick_cast refused are wrong, and only the first wrong one becomes an object.
+    An array of numbers is then wrong: only its first wrong one is made a Python object, to be
+    named in the error.
     """
     dtype = NUMPY_DTYPES.get(spec.dtype)
-    if dtype is not None and not array.size:  # lists would lose the sizes behind a 0
+    if dtype is not None and not array.size:  # nested lists cannot hold the sizes after a 0
         return np.empty(array.shape, dtype)
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0
-    if array.dtype.kind in "iu" and dtype.kind in "iu":  # the first that is beyond the range
+    if array.dtype.kind in "iu" and dtype.kind in "iu":  # find the first that is out of range
         limits, flat = np.iinfo(dtype), array.reshape(-1)
         index = int(((flat < limits.min) | (flat > limits.max)).argmax())
     return np.array(decode_leaf(array.item(index), index, array.shape, spec, dtype))
@@ -2386,8 +2404,8 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
         return float(leaf)
     if dtype.kind in "iu" and kind is int:
         limits = np.iinfo(dtype)
-        # Types up to 32 bits take any int32 token in TensorFlow Serving, which wraps it; larger
-        # ones are refused by type.
+        # TensorFlow Serving reads any int32 for the types below 32 bits, and wraps it: here it is
+        # out of range. Larger numbers have the wrong type, as there.
         readable = np.iinfo(np.int32) if dtype.itemsize <= 2 else limits
         if limits.min <= leaf <= limits.max:
             return leaf
@@ -2407,9 +2425,9 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
 
 def encode_text(text: str) -> bytes:
-    """A string's UTF-8, or the bytes it was read from.
+    """Encode a string as UTF-8; surrogate escapes become the bytes that they were read from.
 
-    BadRequest for half of a surrogate pair (from Python).
+    BadRequest for half of a surrogate pair, which only callers from Python can pass.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
@@ -2422,9 +2440,9 @@ def is_base64(value: Any) -> bool:
 
 
 def holds_bytes(value: Any) -> bool:
-    """Whether a predict body's value may hold bytes, of pictures.
+    """Whether a predict body's value may hold bytes, such as pictures.
 
-    Looks at first items alone, so that numbers pass at once.
+    Only the first item of each list is looked at, so that large arrays of numbers cost nothing.
     """
     waiting = [value]
     while waiting:
@@ -2467,8 +2485,8 @@ STRING_ESCAPES = {bytes([code]): f"\\u{code:04X}".encode() for code in range(0x2
 
 
 def encode_string(value: bytes) -> bytes:
-    """Bytes as a JSON string, all but quotes, backslashes and control characters
-    as they are (also if not UTF-8).
+    """Write bytes as a JSON string: only quotes, backslashes and control characters are escaped,
+    so that bytes which are not UTF-8 are kept.
     """
     return (
         b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
@@ -2508,7 +2526,7 @@ def encode_odd(value: Any) -> Any:
 
 
 def spell_floats(value: Any) -> Any:
-    """What encode_odd writes, and each array and scalar with its non-finite values as tokens."""
+    """Like encode_odd, but write arrays and scalars with NaN and infinities as JSON tokens."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind == "O":
         return encode_odd(value)
     array = np.asarray(value, np.float32 if value.dtype.kind == "V" else None)
@@ -2523,47 +2541,47 @@ def encode_json(value: Any) -> bytes:
     Floats are the shortest text that reads back to the same value in their dtype.
     """
     text = orjson.dumps(value, default=encode_odd, option=orjson.OPT_SERIALIZE_NUMPY)
-    # it may stand for a NaN
+    # a null may stand for a NaN
     return orjson.dumps(value, default=spell_floats) if b"null" in text else text
 
 
 # --- large arrays -------------------------------------------------------------------------------
 #
-# Read into NumPy without a Python object for each number. What is unusual in any way (ragged, null,
-# strings among numbers, escapes, pictures, NaN) is left to the plain path, which has all rules and
-# texts: None says so.
+# Read into NumPy without a Python object for each number. For anything unusual (ragged lists, null,
+# strings among numbers, escapes, pictures, NaN) these functions return None: the plain path, which
+# has all rules and error texts, then reads the body.
 
-LARGE = 512  # bytes of an array's text; below, the plain path is as fast
-MOST_STRINGS = 512  # of a body, keys among them
-# what a skeleton leaves out; simdjson says whether numbers stand in the right places
+LARGE = 512  # bytes of an array's text; for less, the plain path is as fast
+MOST_STRINGS = 512  # strings in a body, keys included
+# Removing these leaves an array's brackets and commas; simdjson checks the numbers themselves.
 NUMBER_BYTES = b"0123456789+-.eE \t\n\r"
-TOKEN = secrets.token_hex(16)  # stands for an array in the rest; a client cannot know it
+TOKEN = secrets.token_hex(16)  # starts the string in place of an array; no client can guess it
 TOKEN_BYTES = TOKEN.encode()
 
-KEPT_BYTES = 8 << 20  # of a text; a parser keeps several times the largest that it has read
-parsers: list[Any] = []  # those that nobody uses now: as many as were used at once
+KEPT_BYTES = 8 << 20  # of the longest text whose parser is kept: it holds several times as much
+parsers: list[Any] = []  # idle ones, for reuse: as many as were ever in use at once
 
 
 def read_large_json(body: bytes) -> Any | None:
     """The JSON value of a body, its large arrays as int64, uint64 or float64.
 
-    None where the plain path must read it.
+    None if the plain path must read it.
     """
     if b"\\" in body:
         return None
     rest, arrays, start = list[bytes](), list[np.ndarray](), 0
-    for _ in range(MOST_STRINGS):  # brackets and numbers up to the next string, and the string
+    for _ in range(MOST_STRINGS):  # a step: brackets and numbers up to a string, then the string
         quote = body.find(b'"', start)
         end = quote if quote >= 0 else len(body)
         if end - start < LARGE:
             rest.append(body[start:end])
         else:
             first, brace = body.find(b"[", start, end), body.find(b"}", start, end)
-            # behind a row's brace are others' brackets
+            # brackets after the brace that ends a row belong to other rows
             last = body.rfind(b"]", start, brace if brace >= 0 else end) + 1
             array = read_array(body[first:last]) if first >= 0 else None
             if array is None or body[last:end].lstrip().startswith(b":"):
-                # a list is no key, its token would be one
+                # a list cannot be a key, but its token could
                 return None
             rest += [body[start:first], b'"%b%d"' % (TOKEN_BYTES, len(arrays)), body[last:end]]
             arrays.append(array)
@@ -2586,7 +2604,7 @@ def read_large_json(body: bytes) -> Any | None:
 
 
 def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
-    """The lists and objects of a body, whose arrays are no longer in its text."""
+    """Count the lists and objects of a body: those in its remaining text and in its arrays."""
     return (
         text.count(b"[")
         + text.count(b"{")
@@ -2595,7 +2613,7 @@ def count_lists(text: bytes, arrays: list[np.ndarray]) -> int:
 
 
 def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
-    """The value with the arrays in the places of their tokens."""
+    """Return the value with each token replaced by its array."""
     if isinstance(value, str):
         return arrays[int(value[len(TOKEN) :])] if value.startswith(TOKEN) else value
     if isinstance(value, dict):
@@ -2604,9 +2622,9 @@ def put_back(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def read_array(text: bytes) -> np.ndarray | None:
-    """The array that nested JSON lists of numbers spell.
+    """Read nested JSON lists of numbers as an array.
 
-    None unless they are rectangular, full and of 64-bit numbers.
+    None unless they are rectangular, not empty, and of numbers that fit into 64 bits.
     """
     rank = rank_of_row(text)
     shape = [1] * (rank - 1) + [-1] if rank else shape_of(text.translate(None, NUMBER_BYTES))
@@ -2622,10 +2640,10 @@ def read_array(text: bytes) -> np.ndarray | None:
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return None
     finally:
-        lists = None  # the parser is free again when nothing holds what it has parsed
+        lists = None  # a parser can be used again only when nothing refers to its result
         if len(text) <= KEPT_BYTES:
             parsers.append(parser)
-    # a row without numbers has the skeleton of a row of one
+    # without numbers, [] and [1] are the same skeleton
     fits = flat.size == math.prod(shape) if not rank else flat.size
     return flat.reshape(shape) if fits else None
 
@@ -2643,9 +2661,9 @@ def read_numbers(lists: Any, is_float: bool) -> np.ndarray:
 
 
 def rank_of_row(text: bytes) -> int:
-    """How many lists are around one row of numbers, [[1, 2]] has 2.
+    """The rank of lists that hold a single row of numbers: [[1, 2]] has 2.
 
-    0 where there are more rows, or it takes a closer look.
+    0 if there are more rows, or if shape_of must find out.
     """
     opened, closed = text.rfind(b"[") + 1, text.find(b"]")
     if opened > MAX_DIMENSIONS or len(text) - closed > MAX_DIMENSIONS:
@@ -2656,8 +2674,8 @@ def rank_of_row(text: bytes) -> int:
 def shape_of(skeleton: bytes) -> list[int] | None:
     """The shape of nested lists from their brackets and commas alone; None when rows differ.
 
-    From the inside out: lists of one level follow each other with a comma between, up to the first
-    that has a bracket behind it instead, and at last the whole must be nothing but repetitions.
+    Works from the innermost list out: at each level it counts equal lists separated by commas, up
+    to the first with a bracket after it. In the end, the skeleton must equal what was counted.
     """
     rank = len(skeleton) - len(skeleton.lstrip(b"["))
     unit_end = skeleton.find(b"]") + 1
@@ -2666,7 +2684,7 @@ def shape_of(skeleton: bytes) -> list[int] | None:
     unit = skeleton[rank - 1 : unit_end]
     shape = [len(unit) - 1]
     for level in range(1, rank):
-        # the first of these lists, and each that follows
+        # the character after each list of this level
         behind = skeleton[rank - level + len(unit) :: len(unit) + 1]
         count = behind.find(b"]") + 1
         if not count:
@@ -2682,22 +2700,22 @@ def shape_of(skeleton: bytes) -> list[int] | None:
 # ==================================================================================================
 
 
-PHASES = ("queue", "decode", "inference", "routines", "encode")  # of the time a request takes
-NO_TIME = float("nan")  # of a part that a request has not had
+PHASES = ("queue", "decode", "inference", "routines", "encode")  # parts of a request's time
+NO_TIME = float("nan")  # the time of a phase that a request does not have
 
 
 class Turn:
-    """A request's place in a server's queue, which knows by it how fast its lines move."""
+    """A request's place in a server's queue, which measures by it how fast its lines move."""
 
     def __init__(self, queued: float | None = None):
-        self.queued = queued  # of time.perf_counter: when its last byte had come
-        self.waited = False  # for a model to load, with a thread
-        # what is left to do once its answer is sent; None where nobody tells when that is
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.waited = False  # whether it held a thread while its model was loading
+        # a list for work to do once its answer is sent; None if that moment is not known
         self.later: list[Callable[[], None]] | None = None
 
     def defer(self, do: Callable[[], None]) -> None:
-        """Do something of no concern to the client: once the answer is sent, if that is known."""
-        later, self.later = self.later, None  # which holds it: no circle for Python to collect
+        """Do something that the client need not wait for: after its answer, if possible."""
+        later, self.later = self.later, None  # `do` may refer to this: break the reference cycle
         if later is None:
             do()
         else:
@@ -2705,36 +2723,36 @@ class Turn:
 
 
 def stays() -> bool:
-    """Nobody knows that a client has left."""
+    """Say that the client has not left: the default where nobody can tell."""
     return False
 
 
 class Trace:
-    """What becomes known of a request on its way: for metrics and the log.
+    """What is recorded about a request while it is answered, for metrics and the log.
 
-    It travels with the request, an argument of all that is called for it.
+    It is passed as an argument to all functions that work on the request.
     """
 
     deadline = math.inf  # of time.perf_counter()
     began = ended = inference = routines = answered = 0.0
     rows = batch = 0
     model = version = deployment = ""
-    waited = False  # for a model to load
-    infers = by_page = False  # it asks a model or handler; the page asks
-    spent: tuple[float, ...] = ()  # what `measure` has found
+    waited = False  # whether it had to wait for a model to load
+    infers = by_page = False  # whether it calls a model or handler; whether the page sends it
+    spent: tuple[float, ...] = ()  # the final result of `measure`
     nodes: Mapping[str, float] = types.MappingProxyType({})  # seconds in each node of a pipeline
     parent: tuple[str, str] = ("", "")  # the span that it is part of: traceparent, tracestate
     scheme = "http"  # of its URL
 
     def __init__(self, queued: float | None = None, has_left: Callable[[], bool] = stays):
         self.start = time.perf_counter()
-        self.queued = queued  # when its last byte had come
-        self.has_left = has_left  # whether its client has
+        self.queued = queued  # time.perf_counter() when its last byte arrived
+        self.has_left = has_left  # tells whether its client has left
 
     def limit(self, seconds: float, wish: str | None) -> None:
-        """Set the deadline, `wish` being what the client asks for.
+        """Set the deadline: after `seconds`, or sooner if `wish`, the client's header, asks for it.
 
-        Raises BadRequest for a wrong one, ServingError when it is past.
+        Raises BadRequest for a malformed wish, ServingError if the deadline has passed.
         """
         if wish is not None:
             if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish.strip(), re.ASCII):
@@ -2759,9 +2777,8 @@ class Trace:
     def measure(self, now: float) -> tuple[float, ...]:
         """Seconds in each of `PHASES` until `now`, of time.perf_counter().
 
-        NaN for a part that there was not: no queue where another server has the requests wait,
-        nothing but the queue without inference. They add up to no more than has passed since the
-        last byte came.
+        NaN for a phase that there was not: the queue under another WSGI server; all phases but the
+        queue if nothing was inferred. Their sum is at most the time since the last byte arrived.
         """
         queued = self.start - self.queued if self.queued else NO_TIME
         if not self.inference:
@@ -2772,13 +2789,13 @@ class Trace:
         return queued, self.began - self.start, inference, routines, rest - routines
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, of those that there were."""
+        """Seconds by phase, without those that there were not."""
         found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
         return {name: seconds for name, seconds in found if seconds == seconds}
 
 
 class Untraced(Trace):
-    """The trace of calls from Python: nothing of them is noted, and they have all the time."""
+    """The trace of calls from Python: it records nothing and has no deadline."""
 
     start, queued, has_left = 0.0, None, staticmethod(stays)
 
@@ -2796,18 +2813,18 @@ class SignatureCall(typing.NamedTuple):
     """How a signature is called: the function, from arrays to arrays, and what is known of it."""
 
     run: Callable[..., list[np.ndarray]]  # `not_made` until there is a session
-    feeds: Sequence[str] = ()  # the tensors of its inputs and outputs
-    fetches: Sequence[str] = ()
-    outputs: Sequence[str] = ()  # the names of those that are fetched
-    # of one made-up row; not known where that tells nothing of others
+    feeds: Sequence[str] = ()  # the graph's names of the input tensors
+    fetches: Sequence[str] = ()  # and of the output tensors
+    outputs: Sequence[str] = ()  # the signature's names of the fetched outputs
+    # the time of one made-up row; infinity if unknown, or if that row is not typical
     seconds: float = float("inf")
-    kind: str = "session"  # or `frozen`, `batched`: a last value says how many rows ran at once
-    # whether any input takes about as long as that row: no loops, no Python functions
+    kind: str = "session"  # or `frozen`, or `batched`: its last value is the rows of the batch
+    # whether any row takes about that long: the graph has no loops and no Python functions
     bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
-    steady: bool = False  # whether many small rows, of any numbers, are answered soon as well
-    operations: frozenset[str] = frozenset()  # their kinds, of those that it may run
-    keeps: tuple[str, ...] = ()  # of these, those that may keep something of a call
+    steady: bool = False  # whether many small rows are fast too, whatever their values
+    operations: frozenset[str] = frozenset()  # types of the operations that it may run
+    keeps: tuple[str, ...] = ()  # those types that may keep state from one call to the next
 
 
 class Servable:
@@ -2816,10 +2833,10 @@ class Servable:
 
     Requests hold a lease while they run, so that `retire` can wait for them: `close` is called
     once, after the last one. Leases are counted under a lock; everything else is fixed at
-    construction. What answers by more than a function is a subclass with a `call` of its own.
+    construction. A servable that needs more than a function is a subclass with its own `call`.
     """
 
-    # Of a SavedModel: its session and calls, for those who wrap its loader.
+    # Of a SavedModel: its session and calls, for extensions that wrap its loader.
     opened: "OpenModel | None" = None
     folder: Path | None = None  # of the SavedModel, whose assets may name its classes
 
@@ -2853,14 +2870,14 @@ class Servable:
     def run(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer arrays by name with arrays by name, by the signature `name`.
+        """Run the signature `name`: takes arrays by input name, returns arrays by output name.
 
-        Timed for the request that it is part of.
+        Records in `trace` the rows and the time that it takes.
         """
         trace.began = trace.began or time.perf_counter()
         start = time.perf_counter()
         first = next(iter(inputs.values()), None)
-        # a batch with others may have more
+        # `call` corrects `batch` if the request shares a batch with others
         trace.rows = trace.batch = len(first) if first is not None and first.ndim else 1
         try:
             return self.call(name, inputs, trace)
@@ -2871,7 +2888,7 @@ class Servable:
     def call(
         self, name: str, inputs: dict[str, np.ndarray], trace: Trace = UNTRACED
     ) -> dict[str, np.ndarray]:
-        """Answer as `run` does, which times it; `trace` is of the request: deadline, client."""
+        """Do the work of `run`, without timing it; `trace` knows the deadline and the client."""
         if self._run is None:
             raise NotImplementedError(f"{type(self).__name__} has neither a function nor a `call`")
         return self._run(name, inputs)
@@ -2899,7 +2916,7 @@ class Servable:
                 self._changed.notify_all()
 
     def retire_if_idle(self) -> bool:
-        """Free the model unless a request holds a lease."""
+        """Free the model unless a request holds a lease; returns whether it did."""
         with self._changed:
             if self._leases or self._retired:
                 return False
@@ -2907,9 +2924,9 @@ class Servable:
         return self.retire(0)
 
     def retire(self, timeout: float) -> bool:
-        """Refuse new leases, wait for the running ones, free the model.
+        """Refuse new leases, wait until all leases are released, free the model.
 
-        False if some still run after `timeout` seconds.
+        False, and nothing is freed, if some are still held after `timeout` seconds.
         """
         with self._changed:
             self._retired = True
@@ -2918,14 +2935,14 @@ class Servable:
         close, self._close = self._close, lambda: None
         try:
             close()
-        except Exception as error:  # of somebody's own; nobody asks for this model any more
+        except Exception as error:  # `close` may be a user's; nobody needs this model any more
             log_safely(logging.ERROR, "A model could not be freed", error=error)
         self.closed = True
         return True
 
 
 def list_versions(base_path: str) -> dict[int, Path]:
-    """The version folders under `base_path`, or a SavedModel or a model's file itself as version 1.
+    """The version folders under `base_path`; a SavedModel or model file at it is version 1.
 
     Raises LoadError if there is no folder.
     """
@@ -2961,8 +2978,8 @@ def is_model_file(path: Path) -> bool:
 
 
 def find_model_file(folder: Path) -> Path | None:
-    """The one .keras or .h5 file that a version is, or that its folder holds in place of a
-    SavedModel.
+    """The one .keras or .h5 file that a version is, or that its folder holds; None if the folder
+    holds a SavedModel, or another number of such files.
     """
     if folder.is_file():
         return folder
@@ -2973,7 +2990,7 @@ def find_model_file(folder: Path) -> Path | None:
 
 
 def explain_path(base_path: str) -> str:
-    """What to do about a `base_path` that is no folder: the commonest mistakes."""
+    """A hint for the commonest mistakes with a `base_path` that is no folder; else empty."""
     name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
     if name in ("saved_model.pb", "saved_model.pbtxt"):
         return "; serve the folder that it lies in"
@@ -2986,11 +3003,11 @@ def explain_path(base_path: str) -> str:
     return ""
 
 
-BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # of a SavedModel that is half copied
+BESIDE_A_GRAPH = ("fingerprint.pb", "keras_metadata.pb")  # .pb files that hold no graph
 
 
 def explain_folder(folder: Path) -> str:
-    """What lies in a version's folder in place of a SavedModel; "" where nobody knows."""
+    """A hint on what a version's folder holds in place of a SavedModel; "" if there is none."""
     entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
     models = [f"'{entry.name}'" for entry in entries if is_model_file(entry)]
     if len(models) > 1:
@@ -3004,7 +3021,7 @@ def explain_folder(folder: Path) -> str:
 
 
 def explain_no_versions(base_path: str) -> str:
-    """Where the versions seem to be that a `base_path` has none of; "" where nobody knows."""
+    """A hint where the model is, for a `base_path` without versions; "" if there is none."""
     base = Path(base_path)
     with contextlib.suppress(OSError, ValueError):
         inside = sorted(entry for entry in base.iterdir() if entry.is_dir())
@@ -3032,16 +3049,17 @@ def explain_no_versions(base_path: str) -> str:
 
 def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]:
     """The versions that the policy picks out of those there, highest first."""
-    rising = sorted(versions, reverse=True)
+    falling = sorted(versions, reverse=True)
     if policy.specific:
-        return [version for version in rising if version in policy.specific.versions]
-    return rising[: policy.latest.num_versions] if policy.latest else rising
+        return [version for version in falling if version in policy.specific.versions]
+    return falling[: policy.latest.num_versions] if policy.latest else falling
 
 
 def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
-    """Files and folders below a folder, links followed, but to none that it lies in (`above`).
+    """Yield files and folders below a folder. Links are followed, except to the folders `above`.
 
-    Nothing of a folder that cannot be read, or vanishes meanwhile.
+    `above` has the device and inode of each. A folder that cannot be read, or that vanishes
+    meanwhile, yields nothing.
     """
     try:
         status, entries = folder.stat(), list(os.scandir(folder))
@@ -3052,15 +3070,15 @@ def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
         return
     for entry in entries:
         yield Path(entry.path)
-        if os.path.isdir(entry):  # its own is_dir() raises for a link that leads in a circle
+        if os.path.isdir(entry):  # entry.is_dir() raises for a link that leads to itself
             yield from paths_below(Path(entry.path), (*above, here))
 
 
 def fingerprint(folder: Path) -> tuple:
-    """What tells, without reading a version's files, that they have changed.
+    """A value that changes when a version's files do, made without reading them.
 
-    Of each path: its size, the time of the last change of what is in it, and of who may read it.
-    When it changes, a broken version is worth another try.
+    For each path: its size, mtime (changed content) and ctime (changed permissions, too), both in
+    nanoseconds. When it changes, a version that has failed to load is tried again.
     """
     found: list[tuple[str, int, int, int]] = []
     for path in [folder, *sorted(paths_below(folder))]:
@@ -3071,10 +3089,10 @@ def fingerprint(folder: Path) -> tuple:
 
 
 def contents(files: tuple) -> list[tuple]:
-    """A fingerprint without what a chmod changes:
-    a version that is loaded serves on all the same.
+    """A fingerprint without ctimes, which a chmod changes:
+    that is no reason to load a loaded version anew.
     """
-    # the first is the folder itself, where the version is one
+    # the first entry is the folder itself, unless the version is a single file
     return [status[:3] for status in files[1:] or files]
 
 
@@ -3088,7 +3106,7 @@ Function = typing.TypeVar("Function", bound=Callable[..., Any])
 
 
 def once(function: Function) -> Function:
-    """Let a function run once for its arguments; threads that ask meanwhile wait for its answer."""
+    """Cache a function's result for its arguments; threads that call it meanwhile wait for it."""
     kept, lock = functools.cache(function), threading.RLock()
 
     @functools.wraps(function)
@@ -3103,13 +3121,13 @@ def once(function: Function) -> Function:
 def tensorflow() -> Any:
     """TensorFlow, imported when the first model is loaded.
 
-    It takes seconds, and a server of other servables needs none.
+    The import takes seconds, and a server without SavedModels does not need it.
     """
     began = time.monotonic()
     logger.info("Importing TensorFlow")
     try:
-        # Threads of a pool are waited for before any function of `atexit`: h5py, which comes with
-        # TensorFlow, leaves one there, and a process that ends before it does is killed by SIGSEGV.
+        # At exit, Python waits for pool threads before it runs `atexit` functions. One of these is
+        # h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV.
         with ThreadPoolExecutor(1, "serving-import") as pool:
             tensorflow = pool.submit(import_tensorflow).result()
     except Exception as error:
@@ -3132,7 +3150,7 @@ def tensorflow() -> Any:
     return tensorflow
 
 
-IMPORTED: list[float] = []  # when `tensorflow()` has ended its import: no model's load began before
+IMPORTED: list[float] = []  # when the import ended: a load's time counts from then at the earliest
 
 
 def import_tensorflow() -> Any:
@@ -3141,23 +3159,23 @@ def import_tensorflow() -> Any:
     return tensorflow
 
 
-# What frees memory after loads, where the process is our own: tidy(freeze).
+# Functions tidy(freeze) that free memory after loads; none unless the process is our own.
 TIDY: list[Callable[[bool], None]] = []
 
 
 def settle_garbage(freeze: bool = False) -> None:
     """Free what loading left over, where the process is our own; a host's collector is left alone.
 
-    With `freeze`, what is there now is to stay, and no later collection looks at it.
+    With `freeze`, later garbage collections skip the objects that exist now.
     """
     for tidy in list(TIDY):
         tidy(freeze)
 
 
 def usable_cores() -> int:
-    """The processor's cores that this process may use.
+    """The number of CPU cores that this process may use.
 
-    Linux alone can tell those of the machine's.
+    Only Linux tells; elsewhere it is the number of the machine's cores.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -3169,8 +3187,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     """Let GPU memory grow on demand, or up to `limit_mb` MiB on each; set CPU threads. Must come
     before TensorFlow's first use.
 
-    On 2 cores an operation shared among threads answers a lone request no sooner, and several
-    requests a third slower.
+    On 2 cores, sharing an operation among threads makes a lone request no faster, and several at
+    once a third slower.
     """
     tf = tensorflow()
     if (
@@ -3197,11 +3215,11 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
     PREPARED_DEVICES.set()
 
 
-PREPARED_DEVICES = threading.Event()  # asking TensorFlow for its devices sooner would settle them
+PREPARED_DEVICES = threading.Event()  # listing TensorFlow's devices ends the time to set them up
 
 
 def pick_device(target: str) -> str:
-    """The device, such as `GPU:0`, for a `target_device`: its first that is there; or LoadError."""
+    """The first device of a `target_device` that exists, such as `GPU:0`; LoadError if none."""
     wanted, there = read_devices(target), list_devices()
     for name in wanted:
         if name in there:
@@ -3226,12 +3244,12 @@ def warn_once(text: str) -> None:
 
 
 def import_operations(names: tuple[str, ...]) -> list[str]:
-    """Import the modules whose operations models need; returns why those that fail do, as texts.
+    """Import the modules whose operations models need; returns a text for each that fails.
 
-    A model that needs none of them is none the worse for it. Those that fail are tried again with
-    each load: they may have been installed by then.
+    A failure does not affect models that do without the module. It is tried again at each load,
+    since it may be installed by then.
     """
-    tensorflow()  # they register their operations with it
+    tensorflow()  # the modules register their operations with it
     failed = []
     for index, name in enumerate(names):
         try:
@@ -3243,7 +3261,7 @@ def import_operations(names: tuple[str, ...]) -> list[str]:
     return failed
 
 
-# By module: how the names of those of its operations begin that models are known to need.
+# Module -> prefixes of the names of its operations, as far as models are known to need them.
 OPERATIONS = {
     "tensorflow_text": "TFText> Sentencepiece Wordpiece FastWordpiece FastBertNormalize "
     "FastSentencepiece RegexSplit NormalizeUTF8 CaseFoldUTF8 WhitespaceTokenize "
@@ -3276,21 +3294,21 @@ def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A version to load; what wraps a loader passes it on without what it answers itself."""
+    """A version to load; a wrapper of a loader passes it on without the options it handles."""
 
     folder: Path
     config: ModelConfig
     options: ServerConfig = ServerConfig()
-    modules: tuple[str, ...] = ()  # imported before: they bring operations
-    device: str = ""  # such as `GPU:0`; none: the config's first that is there
-    try_calls: bool = True  # with made-up input; not where other calls come in their place
+    modules: tuple[str, ...] = ()  # imported first, for the operations that they register
+    device: str = ""  # such as `GPU:0`; if empty, the config's first device that exists
+    try_calls: bool = True  # with made-up input; False if a wrapper puts other calls in their place
 
     def with_config(self, **fields: Any) -> "LoadRequest":
         """The same request with other fields of the model's config."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **fields))
 
 
-Load = Callable[[LoadRequest], Servable]  # what is wrapped around one is one as well
+Load = Callable[[LoadRequest], Servable]  # a wrapper around a loader is a loader, too
 
 
 def load_saved_model(request: LoadRequest) -> Servable:
@@ -3314,7 +3332,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     report_unread(request)
     with load_errors(request.folder, held.close, failed):
         session, definitions, metadata = open_session(request.folder, device, config.tags)
-        held.callback(session.close)  # its graph goes with the next collection
+        held.callback(session.close)  # the next garbage collection frees its graph
         model = prepare_calls(config.name, device, session, definitions, metadata)
         model = dataclasses.replace(model, folder=request.folder)
         if request.try_calls:
@@ -3323,7 +3341,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
 
 
 def report_unread(request: LoadRequest) -> None:
-    """Say in the log what of a config no wrapper of this loader has answered."""
+    """Log the options of a config that no wrapper of this loader has handled."""
     config = request.config
     unread = []
     if config.batching:
@@ -3342,9 +3360,9 @@ def report_unread(request: LoadRequest) -> None:
 def load_errors(
     folder: Path, close: Callable[[], Any], failed: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Tell whatever fails within as a LoadError: what is wrong with the files, or with the model.
+    """Turn any error of the block into a LoadError with its reason, after calling `close`.
 
-    `close` is called then; `failed` are the modules that could not be imported.
+    `failed` has a text for each module that could not be imported.
     """
     try:
         yield
@@ -3357,7 +3375,7 @@ def load_errors(
 class OpenModel:
     """A SavedModel in a session, and how each of its signatures is called.
 
-    What wraps the loader makes another one of it, and of that another servable.
+    A wrapper of the loader makes a changed copy, and another servable from that.
     """
 
     name: str  # of the model, for the log
@@ -3365,27 +3383,27 @@ class OpenModel:
     session: Any  # TensorFlow's, closed with the servable
     signatures: Mapping[str, Signature]
     calls: Mapping[str, SignatureCall]
-    refused: Mapping[str, str]  # why the others cannot be called
+    refused: Mapping[str, str]  # signatures that cannot be called -> why
     metadata: dict[str, Any]
     folder: Path | None = None  # of the SavedModel
 
     def own_calls(self) -> dict[str, SignatureCall]:
-        """The calls, one that two signatures share by the name of the first alone."""
+        """The calls by signature, a call that several share under the first one only."""
         return {name: call for name, call in self.calls.items() if self.owner(call) == name}
 
     def with_calls(self, change: Callable[[str, SignatureCall], SignatureCall]) -> "OpenModel":
-        """The same with its calls changed, one that two signatures share once, for both."""
+        """Return a copy with changed calls; a call that signatures share is changed only once."""
         changed = {name: change(name, call) for name, call in self.own_calls().items()}
         calls = {name: changed[self.owner(call)] for name, call in self.calls.items()}
         return dataclasses.replace(self, calls=calls)
 
     def owner(self, call: SignatureCall) -> str:
-        """The first signature that is called so."""
+        """The name of the first signature that has this call."""
         return next(name for name, other in self.calls.items() if other is call)
 
 
 class SessionServable(Servable):
-    """A SavedModel that is served: its calls that may take long have threads of their own."""
+    """A SavedModel as a servable: calls that may take long run on threads of the model's own."""
 
     def __init__(self, opened: OpenModel, close: Callable[[], Any]):
         super().__init__(
@@ -3436,9 +3454,9 @@ class SessionServable(Servable):
             raise BadRequest(clean_message(error.object.decode("utf-8", "replace"))) from error
 
     def stop(self) -> None:
-        """End the threads, and free the model when none of them runs any more.
+        """End the threads, and free the model as soon as no call of it runs any more.
 
-        A session waits in its close for what runs in it, for ever where a model hangs.
+        Closing the session sooner would block until its calls end: forever if the model hangs.
         """
         close = self._free
         for workers in self._pools.values():
@@ -3455,7 +3473,7 @@ def reason_of(error: Exception, folder: Path) -> str:
     return clean_message(reason.replace(str(folder), f"<base_path>/{folder.name}"))
 
 
-MOST_MESSAGE = 64 << 10  # characters of an error; it may quote all that a client has sent
+MOST_MESSAGE = 64 << 10  # characters of an error that are read: it may quote a whole request
 # What TensorFlow and Python write around the reason of an error: places in code, and in the graph.
 AROUND = re.compile(r"""(?mx)
     ^[ \t]* (?: Graph[ ]execution[ ]error: | Detected[ ]at[ ]node[ ].* | Node:[ ]'.*'
@@ -3464,7 +3482,7 @@ AROUND = re.compile(r"""(?mx)
     | ^[ \t]+ \[\[ (?: \{\{.* | [\w./-]+/_[0-9]+ ) \]\] (?:[ ]\[Op:.*)? [ \t]* (?:\n|\Z)
     | [ ]\[Op:[^][\n]*\] (?:[ ]name:.*)?
     """)
-# What begins all that follows the reason.
+# Each of these begins text that follows the reason, and ends it.
 AFTER = re.compile(r"""(?mx)
     ^[ \t]*(?: Traceback[ ]\(most[ ]recent[ ]call[ ]last\) | Function[ ]call[ ]stack:
         | Original[ ]stack[ ]trace[ ]for | \(1\)[ ][A-Z_]+: | [0-9]+[ ]successful[ ]operations )
@@ -3472,10 +3490,10 @@ AFTER = re.compile(r"""(?mx)
 
 
 def clean_message(message: str) -> str:
-    """The reason in TensorFlow's message, as far as anybody reads, and nothing else: no places in
-    code or graph.
+    """The reason in an error message of TensorFlow's, cut to a readable length and without the
+    places in code and graph.
     """
-    if message.startswith("Restoring from checkpoint failed"):  # and what TensorFlow makes of that
+    if message.startswith("Restoring from checkpoint failed"):  # keep the original error only
         message = message.partition("Original error:\n")[2] or message
     reason = AROUND.sub("", message[:MOST_MESSAGE])
     reason = AFTER.split(reason, maxsplit=1)[0].strip() or reason.strip().rpartition("\n")[2]
@@ -3483,9 +3501,9 @@ def clean_message(message: str) -> str:
 
 
 def hide_paths(text: str) -> str:
-    """A text without the folders of this program, of Python and of who runs it.
+    """Replace the folders of this program, of Python and of the user's home in a text.
 
-    Other paths are the model's own, and part of the reason.
+    Other paths belong to the model, and are part of the reason.
     """
     folders = {
         str(Path(__file__).parent): "<serving>",
@@ -3502,11 +3520,11 @@ def hide_paths(text: str) -> str:
 def open_session(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Load a SavedModel into a session on `device`; returns it, the SignatureDefs to call and their
-    description as stored.
+    """Load a SavedModel into a session on `device`; returns the session, the SignatureDefs to call
+    and their description as stored.
 
-    Some files hold variables twice and restore one set only: as objects, they are loaded into a
-    graph where TensorFlow ties the two.
+    Some SavedModels hold each variable twice and restore only one of the two. These are loaded as
+    objects, since TensorFlow then ties the two together.
     """
     session, definitions = open_used(folder, device, tags)
     if definitions is None:
@@ -3519,7 +3537,7 @@ def open_session(
 
 
 def is_filled(session: Any) -> dict[Any, bool]:
-    """Whether it has a value, of each variable of a session, by the operation that names it."""
+    """For each variable of a session, by its VarHandleOp: whether it has a value."""
     variables = [op for op in session.graph.get_operations() if op.type == "VarHandleOp"]
     ask = tensorflow().raw_ops.VarIsInitializedOp
     with session.graph.as_default():
@@ -3528,9 +3546,9 @@ def is_filled(session: Any) -> dict[Any, bool]:
 
 
 def check_variables(session: Any) -> None:
-    """Raise LoadError for a variable that a checkpoint has filled with another shape than it has.
+    """Raise LoadError for a variable that a checkpoint has filled with a value of another shape.
 
-    TensorFlow takes any: the answers would be of another model, or of none.
+    TensorFlow accepts any shape, and the answers would be wrong.
     """
     tf = tensorflow()
     variables = [variable for variable, filled in is_filled(session).items() if filled]
@@ -3548,7 +3566,7 @@ def check_variables(session: Any) -> None:
 
 @contextlib.contextmanager
 def new_session(device: str, options: Any = None) -> Iterator[Any]:
-    """A session over an empty graph, which what is done within fills, or closes by failing."""
+    """A session over an empty graph, which the block fills; it is closed if the block fails."""
     tf = tensorflow()
     session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
     try:
@@ -3570,7 +3588,7 @@ def open_graph(
     with new_session(device) as session:
         try:
             meta_graph = tf.compat.v1.saved_model.load(session, list(tags), str(folder))
-        except RuntimeError:  # also where there is no such graph
+        except RuntimeError:  # perhaps no graph has these tags: find_graph says so more clearly
             find_graph(read_graphs(folder), tags)
             raise
         check_variables(session)
@@ -3593,7 +3611,7 @@ def read_graphs(folder: Path) -> list[Any]:
 def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
     """The MetaGraphDef with just these tags.
 
-    LoadError, naming those there are, if there is none.
+    Raises LoadError, naming the tags of the graphs there are, if there is none.
     """
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
@@ -3602,7 +3620,7 @@ def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
 
 
 def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
-    """Say which graphs a SavedModel has, and what to write into the config to have one of them."""
+    """Say which graphs a SavedModel has, and what to write into the config to load one of them."""
     if not there:
         return "the SavedModel has no graphs: it is empty or only half copied"
     sets = [json.dumps(sorted(these)) for these in there]
@@ -3636,7 +3654,7 @@ def describe(definitions: Mapping[str, Any]) -> dict[str, Any]:
 def read_signature(definition: Any) -> Signature:
     """A SignatureDef as a `Signature`, its tensors sorted by name.
 
-    Sparse and composite ones have no `tensor`.
+    Sparse and composite tensors have an empty `tensor`.
     """
 
     def read(side: Mapping[str, Any]) -> dict[str, TensorSpec]:
@@ -3646,9 +3664,9 @@ def read_signature(definition: Any) -> Signature:
 
 
 def read_tensor_info(name: str, info: Any) -> TensorSpec:
-    """A TensorInfo; a dtype that TensorFlow has no name for is its number.
+    """A TensorInfo as a `TensorSpec`; a dtype that TensorFlow has no name for is its number.
 
-    TF1 tells of a variable by a reference to its value, which is what a session answers.
+    TF1 marks the dtype of a variable with _REF, which is removed: a session answers its value.
     """
     from tensorflow.core.framework import types_pb2  # there once TensorFlow is imported
 
@@ -3664,8 +3682,8 @@ def read_tensor_info(name: str, info: Any) -> TensorSpec:
 # A session over what the signatures use
 # --------------------------------------------------------------------------------------------------
 
-READ_SUFFIX = "/Read/ReadVariableOp"  # stands beside each variable; freezing reads them by it
-# other operations that have a state want more than a checkpoint
+READ_SUFFIX = "/Read/ReadVariableOp"  # of the node beside each variable by which freezing reads it
+# Other stateful operations need more than the values of a checkpoint.
 PLAIN_STATE = {"VarHandleOp", "ReadVariableOp", "StatefulPartitionedCall"}
 INIT_SIGNATURE = "__saved_model_init_op"
 INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
@@ -3674,13 +3692,13 @@ INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 def open_used(
     folder: Path, device: str, tags: Sequence[str] = ("serve",)
 ) -> tuple[Any | None, dict[str, Any] | None]:
-    """A session over what the signatures use, its variables filled; and the SignatureDefs.
+    """Open a session over the nodes that the signatures use, with filled variables.
 
-    TensorFlow's loader for sessions takes some three times as long: it brings in the functions that
-    save and restore, and fills variables that no signature uses, which then stay in memory. Keras
-    stores each twice. The session is None where it is not certain what each variable holds. The
-    SignatureDefs are None where TensorFlow's loader is to be tried next; not in files that hold
-    more variables than their checkpoint does, of which it may fill the wrong ones.
+    TensorFlow's session loader takes some three times as long: it also imports the functions that
+    save and restore, and keeps variables in memory that no signature uses (Keras stores each one
+    twice). Returns the session, or None if it is not certain what each variable holds; and the
+    SignatureDefs, or None if TensorFlow's session loader is to be tried next. It is not tried on a
+    graph with more variables than its checkpoint, where it may fill the wrong ones.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -3695,7 +3713,7 @@ def open_used(
         used = extract_used(graph, choose_sound(graph, folder))
         if keys := checkpoint_keys(graph, used, reader):
             session = open_filled(used, keys, prefix, device, graph.meta_info_def.stripped_op_list)
-    except Exception as error:  # TensorFlow's own loaders say better what is wrong with the files
+    except Exception as error:  # TensorFlow's own loaders explain better what is wrong
         logger.debug("%s is loaded whole: %s", folder, clean_message(str(error)))
     doubled = sum(node.op == "VarHandleOp" for node in graph.graph_def.node) > len(
         reader.get_variable_to_shape_map()
@@ -3704,15 +3722,15 @@ def open_used(
 
 
 def choose_sound(graph: Any, folder: Path) -> list[str]:
-    """The signatures of a MetaGraphDef whose operations and functions are all there.
+    """The signatures of a MetaGraphDef whose operations and functions all exist.
 
-    One that is not whole would not let the others be loaded; the log says what it lacks.
+    An incomplete signature would keep the others from being loaded; the log says what it lacks.
     """
     sound = []
     for name in graph.signature_def:
         try:
             missing = find_missing(extract_used(graph, [name]))
-        except ValueError as error:  # tensors that are not there
+        except ValueError as error:  # a tensor is missing
             missing = clean_message(str(error))
         if missing:
             logger.warning("%s: signature %s is left out: %s", folder, name, missing)
@@ -3722,9 +3740,9 @@ def choose_sound(graph: Any, folder: Path) -> list[str]:
 
 
 def definition_of(operation: str) -> Any:
-    """How TensorFlow defines an operation: its attributes, whether it has a state.
+    """TensorFlow's definition of an operation: its attributes, whether it is stateful.
 
-    None for one that is not there. Nothing public tells.
+    None if there is no such operation. No public function tells.
     """
     from tensorflow.python.framework import op_def_registry
 
@@ -3732,7 +3750,7 @@ def definition_of(operation: str) -> Any:
 
 
 def find_missing(used: Any) -> str:
-    """What a graph calls that is neither an operation of TensorFlow's nor a function of its own."""
+    """Name an operation or function that a graph calls and that does not exist; "" if all do."""
     functions = {function.signature.name: function for function in used.library.function}
     bodies = [used.node, *(function.node_def for function in functions.values())]
     for node in itertools.chain.from_iterable(bodies):
@@ -3745,8 +3763,8 @@ def find_missing(used: Any) -> str:
 
 
 def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[str, Any]:
-    """The nodes of a GraphDef by name that some nodes or tensors need, those themselves among them;
-    with `placed` also those on whose device one is put. ValueError for what is not there.
+    """The nodes of a GraphDef, by name, that the named nodes or tensors need, themselves included;
+    with `placed` also nodes that these are colocated with. ValueError for a missing node.
     """
     nodes = {node.name: node for node in graph.node}
     waiting, used = [name.split(":")[0] for name in names], dict[str, Any]()
@@ -3765,10 +3783,10 @@ def find_needed(graph: Any, names: Iterable[str], placed: bool = False) -> dict[
 
 
 def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
-    """The part of a GraphDef that some of its nodes need, as a GraphDef, with what is called as
-    one of them and ends so; ValueError for a node that is not there.
+    """The part of a GraphDef that the named nodes need, as a GraphDef, with the nodes whose names
+    are one of these and a suffix of `beside`; ValueError for a missing node.
 
-    TensorFlow's function of this name does the same, and warns that it will go.
+    TensorFlow's function of this name is deprecated, and warns of it.
     """
     used = find_needed(graph, names, placed=True)
     part = type(graph)(library=graph.library, versions=graph.versions)
@@ -3778,7 +3796,7 @@ def extract_sub_graph(graph: Any, names: Iterable[str], *beside: str) -> Any:
 
 
 def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
-    """The part of a MetaGraphDef's graph that signatures are made of, with what it calls."""
+    """The part of a MetaGraphDef's graph that signatures need, with the functions it calls."""
     infos = (
         info
         for name in signatures
@@ -3786,7 +3804,7 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
         for side in (signature.inputs, signature.outputs)
         for info in side.values()
     )
-    # sparse and composite tensors have none
+    # sparse and composite tensors have no name
     names = {info.name for info in infos if info.name}
     used = extract_sub_graph(graph.graph_def, names, READ_SUFFIX)
     functions = called_functions(used.node, used.library)
@@ -3799,9 +3817,9 @@ def extract_used(graph: Any, signatures: Iterable[str]) -> Any:
 def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None:
     """The checkpoint's key for each variable of the used part.
 
-    None where one is not certain, or there is more to restore. A function lists the objects that it
-    is bound to (saved_object_graph.proto), and takes them as its last inputs; the checkpoint has
-    the key of each object (trackable_object_graph.proto): so `tf.saved_model.load` ties them.
+    None if a key is not certain, or if more than variables must be restored. A function lists the
+    objects that it is bound to (saved_object_graph.proto), which are its last inputs; the
+    checkpoint has the key of each (trackable_object_graph.proto), as for `tf.saved_model.load`.
     """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -3830,7 +3848,7 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
 
 
 def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] | None:
-    """The key for each variable that functions are bound to; None where two give it other ones."""
+    """The key of each variable that functions are bound to; None if two disagree about one."""
     handles = {node.name for node in used.node if node.op == "VarHandleOp"}
     keys: dict[str, str] = {}
     for node in used.node:
@@ -3846,7 +3864,7 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
 
 
 def checkpoint_key_of(node: Any) -> str:
-    """The checkpoint's key of an object, empty for one that is no variable."""
+    """The checkpoint's key of an object; empty if it is not a variable."""
     keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
     return keys[0] if keys else ""
 
@@ -3919,7 +3937,7 @@ def open_objects(
 ) -> Any:
     """Load a SavedModel's objects into a session's graph.
 
-    The SignatureDefs then name its tensors.
+    Changes `definitions`, which then name the tensors of that graph.
     """
     tf = tensorflow()
     with new_session(device) as session:
@@ -3934,7 +3952,7 @@ def open_objects(
 
 
 def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, str]]) -> None:
-    """Call a loaded signature in the current graph; its SignatureDef names the tensors of that."""
+    """Call a loaded signature in the current graph; its SignatureDef then names the new tensors."""
     placeholder = tensorflow().compat.v1.placeholder
     inputs = {
         name: placeholder(spec.dtype, spec.shape)
@@ -3946,7 +3964,7 @@ def rewire(definition: Any, function: Any, renamed: Mapping[str, Mapping[str, st
 
 
 def read_mapping(path: Path) -> dict[str, dict[str, str]]:
-    """The names for requests by the model's own, of `inputs` and `outputs`; none without a file."""
+    """For `inputs` and `outputs`: the model's own names -> those in requests. {} without a file."""
     if not path.is_file():
         return {}
     try:
@@ -3962,7 +3980,7 @@ def read_mapping(path: Path) -> dict[str, dict[str, str]]:
 def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Apply OpenVINO Model Server's mapping_config.json, and return it.
 
-    It has names for requests instead of the model's own. Raises LoadError where two are the same.
+    It maps the model's own names to those in requests. Raises LoadError if two become the same.
     """
     mapping = read_mapping(folder / "mapping_config.json")
     for definition in definitions.values():
@@ -3982,7 +4000,7 @@ def rename_tensors(definitions: Mapping[str, Any], folder: Path) -> dict[str, di
 # What a signature takes and answers
 # --------------------------------------------------------------------------------------------------
 
-# What an array carries to TensorFlow and back; JSON spells no complex numbers, but Python has them.
+# The dtypes of arrays passed to and from TensorFlow; only Python callers have complex numbers.
 CARRIED = NUMPY_DTYPES | {
     "DT_COMPLEX64": np.dtype(np.complex64),
     "DT_COMPLEX128": np.dtype(np.complex128),
@@ -4023,7 +4041,7 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
 
 
 def is_carried(spec: TensorSpec) -> bool:
-    """Whether a tensor holds numbers or strings: a handle's bytes are of this process's memory."""
+    """Whether a tensor holds numbers or strings; a resource handle would expose our memory."""
     return spec.dtype in CARRIED
 
 
@@ -4039,7 +4057,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
             "or not in what can be loaded of it"
         ) from error
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
-    if dtype != spec.dtype:  # its bytes would be read as something else
+    if dtype != spec.dtype:  # its bytes would be read as another dtype
         stored = dtype.removeprefix("DT_").lower()
         raise LoadError(
             f"'{spec.name}' is {spec.type_name} in the signature, {stored} in the graph"
@@ -4048,9 +4066,9 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
 
 
 def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
-    """A signature's input with the sizes that its placeholder has and it leaves open.
+    """A signature's input, with the sizes that it leaves open taken from its placeholder.
 
-    TensorFlow plans a graph with them: LoadError where the two contradict each other.
+    TensorFlow optimizes a graph for these sizes. LoadError if the two contradict each other.
     """
     if tensor.op.type not in ("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"):
         return spec
@@ -4065,7 +4083,7 @@ def narrow_input(spec: TensorSpec, tensor: Any) -> TensorSpec:
     return dataclasses.replace(spec, shape=sizes)
 
 
-# Operations that hand the numbers of their first input on: cast, cut, placed or blended otherwise.
+# Operations that pass on the values of their first input: cast, sliced, reordered, interpolated.
 HANDED_ON = {
     *("Identity", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "EnsureShape"),
     *("Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StridedSlice", "Slice"),
@@ -4075,16 +4093,16 @@ HANDED_ON = {
 
 
 class Scope(typing.NamedTuple):
-    """Where a tensor's name holds: a graph, or a function as it is called from another scope."""
+    """The namespace of a tensor: a graph, or the body of a function that `caller` calls."""
 
     nodes: Mapping[str, Any]
-    arguments: Mapping[str, str] = types.MappingProxyType({})  # what the caller gives for them
+    arguments: Mapping[str, str] = types.MappingProxyType({})  # argument -> the caller's tensor
     caller: "Scope | None" = None
 
 
 def tell_makers(graph: Any, signature: Signature) -> Signature:
-    """A signature with what a GraphDef tells of it: what makes its outputs, and the kinds of
-    operations that it runs.
+    """A signature with what a GraphDef tells of it: how its outputs are made, the types of
+    operations that it may run, and an example that it can parse.
     """
     functions = {function.signature.name: function for function in graph.library.function}
     top = Scope({node.name: node for node in graph.node})
@@ -4106,7 +4124,7 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
 
 
 KINDS_PARSED = {1: "float", 7: "bytes", 9: "int64"}  # DT_FLOAT, DT_STRING, DT_INT64
-MOST_PARSED = 1000  # values in an example that is made up
+MOST_PARSED = 1000  # values in a made-up example
 
 
 READ_PNG = {"DecodeImage", "DecodeJpeg", "DecodePng"}  # operations that take a PNG's bytes
@@ -4115,8 +4133,8 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADElEQVR4nGNgGB4AAADIAAGtQ
 
 
 def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -> bytes:
-    """A serialized tf.train.Example with what a graph's nodes, and those of its functions, parse
-    from one; b"" where they parse none, or more than an example for people has.
+    """Make a serialized tf.train.Example with the features that a graph's nodes, and those of its
+    functions, parse; b"" if they parse none, or more than `MOST_PARSED` values.
     """
     text = b"1" if READ_PNG.isdisjoint(operations) else base64.b64decode(DOT)
     features: dict[str, tuple[str, list]] = {}
@@ -4131,12 +4149,12 @@ def make_example(bodies: Iterable[Iterable[Any]], operations: Collection[str]) -
 def parsed_features(
     node: Any, nodes: Mapping[str, Any], text: bytes
 ) -> dict[str, tuple[str, list]]:
-    """The sparse and dense features that an operation parses, all one, or `text`; those of which
-    the keys are no constants are left out.
+    """The sparse and dense features that an operation parses: key -> (type, values), where the
+    values are all 1, or `text`. None of them if a key is not a constant.
     """
     attr = node.attr
     sparse, dense = (1, 1) if node.op.endswith("V2") else (attr["Nsparse"].i, attr["Ndense"].i)
-    # its inputs are the examples, their names, the keys of the sparse and of the dense features
+    # inputs of the operation: examples, their names, keys of sparse features, keys of dense ones
     makers = [nodes.get(name.split(":")[0]) for name in node.input[2 : 2 + sparse + dense]]
     if any(getattr(maker, "op", "") != "Const" for maker in makers):
         return {}
@@ -4174,10 +4192,10 @@ def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np
 
 
 def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """The type of the operation that a tensor's numbers come from, "" where it is not to be found.
+    """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
-    Looks through what hands numbers on, and into functions; what joins several tensors of one maker
-    is of that maker as well.
+    Looks through operations that pass values on, and into functions. Several joined tensors of one
+    maker count as made by it.
     """
     node, scope = find_node(tensor, scope, functions)
     return "" if node is None else name_maker(node, scope, functions)
@@ -4186,11 +4204,11 @@ def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
 def find_logits(
     signature: Signature, top: Scope, functions: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """Of each output that is a softmax or sigmoid of others, all of their numbers, those."""
+    """For each output that is the softmax or sigmoid of others, unsliced: the names of those."""
     whole = HANDED_ON - {"Slice", "StridedSlice"}
 
     def place(tensor: str, scope: Scope) -> tuple[str, ...]:
-        """What a tensor is called where it is made; functions by what they are given."""
+        """Identify where a tensor is made: its name and index, and the arguments of its callers."""
         tensor, scope = trace_tensor(tensor, scope, functions, whole)
         name, _, index = tensor.partition(":")
         names = [name, index or "0"]
@@ -4211,7 +4229,7 @@ def find_logits(
 
 
 def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
-    """The node that a tensor's numbers come from, and its scope; None where it is not there."""
+    """The node that computes a tensor's values, or None if it is missing; and its scope."""
     tensor, scope = trace_tensor(tensor, scope, functions)
     return scope.nodes.get(tensor.partition(":")[0]), scope
 
@@ -4219,7 +4237,7 @@ def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[
 def trace_tensor(
     tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
-    """The tensor as which a tensor's numbers are made, and its scope; "" for a loop."""
+    """The tensor as which the values of `tensor` are computed, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
         name, _, place = tensor.partition(":")
         if name in scope.arguments and scope.caller is not None:
@@ -4243,7 +4261,7 @@ def trace_tensor(
 
 
 def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scope]:
-    """The tensor within a function that a node which calls it answers, and the function's scope."""
+    """The tensor in a function's body behind output `place` of its call `node`, and its scope."""
     index = int(place.rpartition(":")[2] or 0)
     results = [argument.name for argument in function.signature.output_arg]
     named = place.partition(":")[0]
@@ -4254,16 +4272,16 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
 
 
 def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """What a node is called that hands nothing on: its type, or that of all it joins.
+    """The maker that a node counts as: its type, or the maker of all tensors that it joins.
 
-    A softmax written out is one: powers, divided by their sum. Several of them joined are none.
+    exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
         makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
         is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
         return makers.pop() if is_one_kind else node.op
-    if node.op == "Sub" and is_one(node.input[0], scope):  # the other of two classes
+    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
         maker = find_maker(node.input[1], scope, functions)
         return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
@@ -4273,19 +4291,19 @@ def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
     return node.op
 
 
-STRIDES = {4, 8, 16, 32, 64, 128}  # pixels of a cell in the grids of detectors
+STRIDES = {4, 8, 16, 32, 64, 128}  # input pixels per grid cell of a detector
 MOST_STEPS = 24  # between an output and the constants that tell the scale of its boxes
-MOST_CONSTANTS = 1 << 20  # numbers of one constant that are looked at
+MOST_CONSTANTS = 1 << 20  # numbers in a constant; a larger one is not read
 
 
 def find_scale(
     tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
 ) -> str:
-    """Whether the boxes that an output begins with are in 0..1 (`unit`) or in pixels of the input
-    (`input`), by the constants that make them; "" where these do not tell.
+    """Whether the boxes that an output starts with are in 0..1 (`unit`) or in pixels of the input
+    (`input`), as the constants that they are computed with tell; "" if these do not.
 
-    YOLO's heads multiply by the strides of their cells; an export in 0..1 divides by the input's
-    sizes, or has multiplied with stride / size before.
+    `sizes` are the input's. YOLO's heads multiply by the strides of their cells; an export in 0..1
+    then divides by the input's sizes, or multiplies by stride / size instead.
     """
     node, scope = find_node(tensor, scope, functions)
     if node is None or step > MOST_STEPS:
@@ -4314,13 +4332,13 @@ def find_scale(
         factors = left
     else:
         return ""
-    is_small = np.abs(factors).max() <= 2  # a half, or twice
+    is_small = np.abs(factors).max() <= 2  # such as 1/2 or 2, which do not change the scale
     further = follow(node.input[1 if right is None else 0]) if is_small else ""
     return scale_of_factors(factors, sizes) or further
 
 
 def read_constant(node: Any) -> np.ndarray | None:
-    """The numbers of a Const node, None of another one."""
+    """The numbers of a Const node as float64; None for other nodes, no numbers or too many."""
     if node is None or node.op != "Const":
         return None
     shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
@@ -4331,7 +4349,7 @@ def read_constant(node: Any) -> np.ndarray | None:
 
 
 def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
-    """What numbers in place of boxes, or middles of cells, are; a row of biases tells nothing."""
+    """The scale of constant boxes or cell centres; "" if unknown, as for a single row of biases."""
     if values is None or sum(size > 1 for size in values.shape) < 2:
         return ""
     values = np.nan_to_num(values)
@@ -4342,7 +4360,7 @@ def scale_of_values(values: np.ndarray | None, sizes: Collection[int]) -> str:
 
 
 def scale_of_factors(factors: np.ndarray, sizes: Collection[int]) -> str:
-    """What boxes are that come of a multiplication by these."""
+    """The scale of boxes that result from a multiplication by `factors`; "" if unknown."""
 
     def are_all(known: Iterable[float]) -> bool:
         near = np.array([*known, np.inf])
@@ -4368,9 +4386,9 @@ def is_constant(tensor: str, scope: Scope) -> bool:
 
 
 def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
-    """A SavedModel's signatures, with what its graph tells of them, from its file alone.
+    """Read a SavedModel's signatures, and what its graph tells of them, without loading it.
 
-    Raises what reading it raises.
+    Raises whatever reading its file raises.
     """
     tensorflow()
     graph = find_graph(read_graphs(folder), tags)
@@ -4378,7 +4396,7 @@ def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str,
     rename_tensors(definitions, folder)
     signatures = {name: read_signature(one) for name, one in definitions.items()}
     for name in filter(lambda name: is_runnable(signatures[name]), signatures):
-        with contextlib.suppress(ValueError):  # tensors that are not there: it is left out later
+        with contextlib.suppress(ValueError):  # missing tensors: loading leaves the signature out
             signatures[name] = tell_makers(graph.graph_def, signatures[name])
     return signatures
 
@@ -4391,15 +4409,15 @@ def print_shape(shape: Sequence[int | None] | None) -> str:
 
 
 def fit(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The array for an input; BadRequest for one of another dtype, rank or size than it takes.
+    """The array for an input; BadRequest if its dtype, rank or size is not what the input takes.
 
-    TensorFlow's kernels are not proof against them: a wrong rank can end the process.
+    TensorFlow's kernels do not check enough: a wrong rank can crash the process.
     """
     if spec.name not in inputs:
         raise BadRequest(f"Missing named input: {spec.name}")
     array = np.asarray(inputs[spec.name])
-    text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
-    if array.dtype != CARRIED[spec.dtype] and not text:
+    is_text = spec.dtype == "DT_STRING" and array.dtype.kind in "SU"
+    if array.dtype != CARRIED[spec.dtype] and not is_text:
         raise misfit(spec, array.dtype.name)
     if spec.shape is not None and not matches(spec.shape, array.shape):
         raise misfit(spec, f"shape {list(array.shape)}")
@@ -4419,7 +4437,7 @@ def misfit(spec: TensorSpec, came: str) -> BadRequest:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """What TensorFlow answers as an array: scalars come bare."""
+    """Convert a value from TensorFlow to an array: it returns scalars bare."""
     return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
@@ -4448,7 +4466,7 @@ def prepare_calls(
 ) -> OpenModel:
     """Find how each signature of a model is called, or why it cannot be.
 
-    Raises LoadError where none can be called: a model that answers nothing is not served.
+    Raises LoadError if none can be called: a model that answers nothing is not served.
     """
     signatures = {signature: read_signature(one) for signature, one in definitions.items()}
     refused: dict[str, str] = {}
@@ -4481,7 +4499,7 @@ def prepare_calls(
 def plan_calls(
     graph: Any, signatures: dict[str, Signature], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """What is fed and fetched for each signature; why not is put into `refused` by its name."""
+    """Plan the call of each signature; if it cannot be called, its name -> why in `refused`."""
     plans = {}
     for name, signature in signatures.items():
         try:
@@ -4493,27 +4511,27 @@ def plan_calls(
 
 
 def plan_call(graph: Any, signature: Signature) -> SignatureCall:
-    """What is fed and fetched for a signature: of its outputs, those that an array carries."""
+    """Plan what is fed and fetched for a signature: all inputs, the outputs that are carried."""
     feeds = [spec.tensor for spec in signature.inputs.values()]
     fetched = {name: spec.tensor for name, spec in signature.outputs.items() if is_carried(spec)}
-    copy = tensorflow().identity
+    identity = tensorflow().identity
     with graph.as_default():  # a tensor cannot be both fed and fetched
         fetches = [
-            copy(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
+            identity(graph.get_tensor_by_name(tensor)).name if tensor in feeds else tensor
             for tensor in fetched.values()
         ]
     return SignatureCall(not_made, feeds, fetches, list(fetched))
 
 
 def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
-    """A plan with what is known of it by the operations that it may run."""
+    """Add to a plan the operations that it may run, and what follows from them."""
     nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
     return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
 
 
-# Operations that end the process on an input of another rank than theirs (oneDNN's kernels).
+# Operations that crash the process on an input of another rank than theirs (oneDNN's kernels).
 OF_ONE_RANK = {
     *("Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropFilterV2"),
     *("Conv3DBackpropInputV2", "DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropFilter"),
@@ -4524,9 +4542,9 @@ OF_ONE_RANK = {
 def is_rank_known(
     signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
 ) -> bool:
-    """Whether requests of a wrong rank can be told, where one would end the process.
+    """Whether requests of a wrong rank can be refused, if they would crash the process.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`.
     """
     fixed = sorted(OF_ONE_RANK & plan.operations)
     for spec in signature.inputs.values():
@@ -4545,9 +4563,9 @@ PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 def is_python_here(
     graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
 ) -> bool:
-    """Whether this process has the Python functions that a signature calls, as who saved it did.
+    """Whether this process has the Python functions that a signature calls.
 
-    Why not is put into `refused` by the signature's name.
+    If not, the signature's name -> why in `refused`. The process that saved the model has them.
     """
     if not PYTHON_CALLS & plan.operations:
         return True
@@ -4570,7 +4588,7 @@ def is_python_here(
 def is_registered(token: str) -> bool:
     """Whether this process has a Python function that graphs call by that name.
 
-    Loading registers none, so that what is not there then never will be. Nothing public tells.
+    Loading a model registers none, so a missing one stays missing. No public function tells.
     """
     from tensorflow.python.ops import script_ops
 
@@ -4579,14 +4597,14 @@ def is_registered(token: str) -> bool:
 
 
 def not_made(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Stand for the function of a call that is only planned."""
+    """Stand in for the function of a call that is only planned so far."""
     raise LoadError("the model is not loaded yet")
 
 
 def make_calls(
     session: Any, plans: Mapping[str, SignatureCall], refused: dict[str, str]
 ) -> dict[str, SignatureCall]:
-    """The plans as calls of a session; TensorFlow tells of those that it cannot run."""
+    """Make calls of a session from plans; for those that TensorFlow refuses, why in `refused`."""
     calls = {}
     for name, plan in plans.items():
         try:
@@ -4599,7 +4617,7 @@ def make_calls(
 def report_refused(
     label: str, calls: Mapping[str, SignatureCall], refused: Mapping[str, str]
 ) -> None:
-    """Say in the log what of a model cannot be called; LoadError where nothing can."""
+    """Log the signatures of a model that cannot be called; LoadError if none can be."""
     told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
     if told and not calls and NO_INPUTS not in told.values():
         raise LoadError(
@@ -4622,10 +4640,10 @@ def report_refused(
 
 
 def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str]:
-    """Signatures that are another one under a second name, by the name of that other.
+    """Signatures that duplicate another one: their name -> the name of that other.
 
-    Keras exports `serve` and `serving_default`: they call functions that are equal but for their
-    names, with the same variables.
+    Keras exports `serve` and `serving_default`: they call functions that differ in nothing but
+    their names, with the same variables.
     """
     nodes = {node.name: node for node in graph.node}
     functions = {function.signature.name: function for function in graph.library.function}
@@ -4640,7 +4658,7 @@ def find_twins(graph: Any, signatures: Mapping[str, Signature]) -> dict[str, str
 def call_key(
     signature: Signature, nodes: Mapping[str, Any], functions: Mapping[str, Any]
 ) -> tuple | None:
-    """What two signatures have in common that are the same; None for one of no single function."""
+    """A key that is equal for duplicates; None for a signature that is not a single function."""
     callers = {spec.tensor.split(":")[0] for spec in signature.outputs.values()}
     call = nodes.get(callers.pop()) if len(callers) == 1 else None
     if call is None or call.attr["f"].func.name not in functions:
@@ -4677,9 +4695,9 @@ def call_key(
 # What a call leaves behind
 # --------------------------------------------------------------------------------------------------
 
-# Operations that TensorFlow says to have a state, and that are after a call what they were before:
-# variables that are read, tables that are asked, arrays that end with their call, and functions,
-# whose own operations are looked at. Any other one keeps something, or may.
+# Operations that TensorFlow marks as stateful, but that keep nothing of a call: they read variables
+# or tables, use arrays that end with the call, or call functions, whose operations are checked one
+# by one. Any other stateful operation keeps something, or may.
 HARMLESS = {
     *("VarHandleOp", "ReadVariableOp", "VariableShape", "VarIsInitializedOp", "ResourceGather"),
     *("ResourceGatherNd", "Variable", "VariableV2", "IsVariableInitialized", "RefIdentity"),
@@ -4691,14 +4709,15 @@ HARMLESS = {
     *("TensorArraySplitV3", "TensorArrayCloseV3", "StatefulPartitionedCall", "While", "If", "Case"),
     *("Assert", "GuaranteeConst"),
 }
-# Without a seed, random numbers are others each time, whatever was drawn before; with one, a call
-# takes the next of a fixed series.
+# Without a seed, random numbers differ each time, whatever was drawn before; with a seed, a call
+# uses up numbers of a fixed series.
 RANDOM = {
     *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
     *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
     *("RandomShuffle", "Multinomial", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),
 }
-# What TensorFlow says to have no state: Python, files, calls that wait for each other.
+# Operations that TensorFlow marks as stateless, but that may keep something, or block: Python,
+# files, calls that wait for each other.
 HARMFUL = re.compile(
     "PyFuncStateless|.*Dataset.*|Debug.*|(Unb|B)atch(Function)?|.*Infeed.*|TPU.*|Abort"
 )
@@ -4708,10 +4727,10 @@ ASSIGNS = {f"Assign{way}{what}" for way in ("", "Add", "Sub") for what in ("", "
 
 
 def tell_training(operations: Collection[str]) -> str:
-    """What it means that a signature assigns variables, and how to mend it; "" where it does not.
+    """A warning about a signature that assigns variables, with the remedy; "" if it does not.
 
-    Keras 3.15 exports what comes after a Resizing as in training: BatchNormalization then takes the
-    mean of the request's own pictures, and counts it in.
+    Keras 3.15 exports layers after a Resizing in training mode: BatchNormalization then uses the
+    mean of the request's own pictures, and updates its moving average with it.
     """
     if not ASSIGNS & set(operations):
         return ""
@@ -4731,10 +4750,10 @@ def used_nodes(graph: Any, fetches: Iterable[str]) -> list[Any]:
 
 
 def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
-    """The same, the graph's own first, then those of each function."""
+    """The nodes of `used_nodes` in groups: the graph's own first, then those of each function."""
     used = find_needed(graph, fetches).values()
     functions = called_functions(used, graph.library)
-    names = {function.signature.name for function in functions}  # each may be an operation as well
+    names = {function.signature.name for function in functions}  # a call's operation may be one
     bodies = used, *(function.node_def for function in functions)
     return [[node for node in body if node.op not in names] for body in bodies]
 
@@ -4742,7 +4761,7 @@ def used_bodies(graph: Any, fetches: Iterable[str]) -> list[list[Any]]:
 def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
     """The FunctionDefs that nodes call, and those that TensorFlow may put in the place of one.
 
-    It has two of an LSTM, one of them cuDNN's, and tells by an attribute that they are alike.
+    An LSTM has two equivalent functions, one of them for cuDNN, which share an attribute's value.
     """
     functions = {function.signature.name: function for function in library.function}
     alike: dict[str, set[str]] = {}
@@ -4759,12 +4778,12 @@ def called_functions(nodes: Iterable[Any], library: Any) -> list[Any]:
 
 
 def kin_of(function: Any) -> str:
-    """What a function implements, where others do as well."""
+    """The name of what a function implements, shared with its alternatives; "" if it has none."""
     return function.attr["api_implements"].s.decode() if "api_implements" in function.attr else ""
 
 
 def called_names(attributes: Mapping[str, Any]) -> set[str]:
-    """The names of functions in a node's attributes, alone, in lists, in attributes of theirs."""
+    """The names of functions in a node's attributes: single, in lists, and in their attributes."""
     names = set[str]()
     for value in attributes.values():
         for function in (value.func, *value.list.func):
@@ -4773,7 +4792,7 @@ def called_names(attributes: Mapping[str, Any]) -> set[str]:
 
 
 def leaves_behind(node: Any) -> bool:
-    """Whether an operation may keep something of a call: what is not known to be harmless."""
+    """Whether an operation may keep something of a call: true unless it is known to be harmless."""
     from tensorflow.core.framework import types_pb2
 
     if node.op in HARMLESS:
@@ -4789,7 +4808,7 @@ def leaves_behind(node: Any) -> bool:
 
 
 def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
-    """A model whose calls have been tried, where that leaves nothing behind."""
+    """Try the calls of a model that leave nothing behind; returns it with what that has told."""
 
     def attempt(name: str, call: SignatureCall) -> SignatureCall:
         return warm_up(call, model.signatures[name], f"{model.name}: signature {name}", config)
@@ -4800,21 +4819,21 @@ def try_calls(model: OpenModel, config: ModelConfig) -> OpenModel:
 def warm_up(
     call: SignatureCall, signature: Signature, label: str, config: ModelConfig
 ) -> SignatureCall:
-    """Call a signature with made-up input where that leaves nothing behind.
+    """Call a signature with made-up input, unless that may leave something behind.
 
     TensorFlow plans a graph at its first call, and that time belongs to loading.
     """
     if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
-    strings = has_strings(signature)  # made-up ones are no good examples or pictures; no rows are
-    counts = call.operations <= ELEMENTWISE
-    inputs = many_numbers(signature) if counts else sample_inputs(signature, 0 if strings else 1)
+    texts = has_strings(signature)  # made-up ones are no valid pictures or examples: send 0 rows
+    elementwise = call.operations <= ELEMENTWISE
+    inputs = many_numbers(signature) if elementwise else sample_inputs(signature, 0 if texts else 1)
     try:
         call.run(*inputs)
-        known = counts or is_typical(signature)
+        known = elementwise or is_typical(signature)
         seconds = time_call(call.run, inputs) if known else float("inf")
-        steady = counts or known and is_steady(signature, call, seconds)
+        steady = elementwise or known and is_steady(signature, call, seconds)
     except (tensorflow().errors.OpError, UnicodeDecodeError) as error:
         reason = clean_message(str(error)).partition("\n")[0]
         logger.info("%s is not warmed up: made-up input does not suit it: %s", label, reason)
@@ -4826,9 +4845,9 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     """Why a signature is not called with made-up input; empty where it may be."""
     if not config.warm_up:
         return '"warm_up" is false'
-    counts = call.operations <= ELEMENTWISE
+    elementwise = call.operations <= ELEMENTWISE
     for name, spec in signature.inputs.items():
-        if spec.shape is None and not counts:  # a wrong rank can end the process
+        if spec.shape is None and not elementwise:  # a wrong rank can crash the process
             return f"the rank of input '{name}' is not known"
     if has_strings(signature) and not all(
         spec.shape and spec.shape[0] is None for spec in signature.inputs.values()
@@ -4839,14 +4858,14 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
     return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
 
 
-# What does the same to each number, whatever shape they come in: how many there are tells how long
-# it takes.
+# Operations that do the same to each number, in any shape: the count of numbers alone decides how
+# long they take.
 ELEMENTWISE = {
     *("Placeholder", "Const", "VarHandleOp", "ReadVariableOp", "Identity", "IdentityN", "NoOp"),
     *("PartitionedCall", "StatefulPartitionedCall", "Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg"),
     *("Square", "Maximum", "Minimum", "Relu", "Relu6", "Sigmoid", "Tanh", "Cast"),
 }
-# What makes of an input no more than its sizes tell, whatever its numbers are.
+# Operations whose time and output size follow from the input's sizes, whatever its values are.
 STEADY = ELEMENTWISE | {
     *("Abs", "ArgMax", "AvgPool", "BatchMatMulV2", "BiasAdd", "ConcatV2", "Conv2D"),
     *("DepthwiseConv2dNative", "Einsum", "Elu", "Equal", "Erf", "Exp", "ExpandDims", "Floor"),
@@ -4857,14 +4876,14 @@ STEADY = ELEMENTWISE | {
     *("SquaredDifference", "Squeeze", "StopGradient", "StridedSlice", "Sum", "Transpose", "Unpack"),
     *("_FusedConv2D", "_FusedMatMul"),
 }
-MANY = 8192  # as many numbers as some 16 KB of JSON hold
-SHORT_SECONDS = 0.0005  # of one row: what is less is short
-STEADY_SECONDS = 0.005  # the longest that many rows may take
-STEADY_BYTES = 1 << 20  # the most that they may be answered with
+MANY = 8192  # numbers in some 16 KB of JSON
+SHORT_SECONDS = 0.0005  # the longest that one row of a steady call may take
+STEADY_SECONDS = 0.005  # the longest that its many rows may take
+STEADY_BYTES = 1 << 20  # the largest answer to many rows
 
 
 def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool:
-    """Whether a request of up to MANY numbers is soon answered: tried with ever more rows.
+    """Whether a request of up to MANY numbers is answered fast, tried with ever more rows.
 
     `seconds` is the time of one row.
     """
@@ -4883,7 +4902,7 @@ def is_steady(signature: Signature, call: SignatureCall, seconds: float) -> bool
 
 
 def many_numbers(signature: Signature) -> list[np.ndarray]:
-    """Made-up inputs as large as small requests get, in sizes that may be any."""
+    """Made-up inputs of about MANY numbers each, the most of a small request, if sizes are open."""
     samples = []
     for spec in signature.inputs.values():
         shape = [MANY] if spec.shape is None else [size or 1 for size in spec.shape]
@@ -4899,16 +4918,16 @@ def has_strings(signature: Signature) -> bool:
 
 
 def is_typical(signature: Signature) -> bool:
-    """Whether one made-up row takes as long as another: not of strings, nor as a picture of 1x1.
+    """Whether one made-up row takes as long as a real one: a string or a picture of 1x1 does not.
 
-    A scalar may say how much there is to do.
+    Nor is an input without rows typical: a scalar may say how much there is to do.
     """
     rows = all(spec.shape and None not in spec.shape[1:] for spec in signature.inputs.values())
     return rows and not has_strings(signature)
 
 
 def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
-    """Seconds of the quickest of up to 3 calls; of one that takes long, the first is enough."""
+    """Seconds of the fastest of up to 3 calls; a call that takes over 0.25 s is the last."""
     seconds = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -4922,7 +4941,7 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
     """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
 
-    Unknown sizes are 1, and what may have any number of dimensions has one.
+    Unknown sizes are 1, and an input of unknown rank has one dimension.
     """
     random = np.random.default_rng(0)
     samples = []
@@ -4943,9 +4962,9 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
 # --------------------------------------------------------------------------------------------------
 
 MOST_THREADS = 64  # of a model whose calls may take any time
-LONG_SECONDS = 0.001  # a call that takes so long is worth a hand-over to another thread (30 us)
+LONG_SECONDS = 0.001  # from here on, a hand-over to another thread (30 us) is worth its time
 
-# What takes as long as its input, or somebody's code, wants.
+# Operations whose time depends on the input's values, on other calls or on user code.
 UNBOUNDED = {
     *(*PYTHON_CALLS, "While", "StatelessWhile", "NextIteration"),
     *("ReadFile", "WriteFile", "QueueDequeueV2"),
@@ -4953,43 +4972,43 @@ UNBOUNDED = {
 
 
 def may_take_long(call: SignatureCall) -> bool:
-    """Whether a call has threads of the model's own: a request leaves it at its deadline."""
+    """Whether a call needs the model's own threads, where a request leaves it at its deadline."""
     return not (call.bounded and call.seconds < LONG_SECONDS)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
-    """How many calls of a kind run at once: as many as cores of those that only compute.
+    """The number of threads for a call: as many as cores, if all it does is compute on the CPU.
 
     More would take turns, each with less of the caches, and TensorFlow keeps what oneDNN has
-    prepared for each thread: on thirty threads it would be held thirty times.
+    prepared per thread: thirty threads would hold it thirty times.
     """
-    if call.kind == "batched":  # they wait for each other: as many as a config's `threads` may be
+    if call.kind == "batched":  # calls wait here for each other: as many as `threads` allows
         return 1000
     computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
     return usable_cores() if computes else MOST_THREADS
 
 
 class Workers:
-    """Threads for the calls of one model, or for loads, up to `count`, started when needed; first
-    come first.
+    """A pool of up to `count` threads for the calls of one model, or for loads: threads start when
+    needed, jobs run first come, first served.
 
-    A request whose time is over is told so, and its call runs on. The threads end with `close`, or
-    when nobody holds this any more. Not concurrent.futures': a process that ends would wait for all
-    that still waits in it.
+    A request past its deadline gets an error, and its call runs on. The threads end with `close`,
+    or when nothing refers to the pool. Not a ThreadPoolExecutor: at its end, a process would wait
+    for all jobs that are queued in one.
     """
 
     def __init__(self, count: int, name: str):
         self.jobs: queue.SimpleQueue = queue.SimpleQueue()
         self.count, self.name = count, name
-        self.started = self.open = 0  # threads; jobs that are not done
+        self.started = self.open = 0  # threads started; jobs queued or running
         self._lock = threading.Lock()
-        self._after: Callable[[], Any] | None = None  # the last job, when the threads end
+        self._after: Callable[[], Any] | None = None  # given to `close`: called after the last job
         weakref.finalize(self, self.jobs.put, None).atexit = False
 
     def run(self, function: Callable, *arguments: Any, trace: Trace = UNTRACED) -> Any:
         """Run a function when a thread is free.
 
-        ServingError at the deadline of `trace`; what waits then never runs.
+        Raises ServingError at the deadline of `trace`; if it still waits then, it never runs.
         """
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
@@ -5001,9 +5020,9 @@ class Workers:
     def submit(
         self, function: Callable, *arguments: Any, wanted: Callable[[], bool] = lambda: True
     ) -> Future:
-        """Have a function run when a thread is free, unless it is not `wanted` then.
+        """Queue a function, to run when a thread is free, unless it is not `wanted` then.
 
-        ServingError after `close`, and where no thread can be had.
+        Raises ServingError after `close`, and if no thread at all can be started.
         """
         future: Future = Future()
         with self._lock:
@@ -5030,7 +5049,7 @@ class Workers:
                 future.set_result(function(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-        del future, function, arguments  # an error holds this frame: else they would wait for gc
+        del future, function, arguments  # an error's traceback holds this frame: break the cycle
         with self._lock:
             self.open -= 1
             after = None if self.open else self._after
@@ -5041,7 +5060,7 @@ class Workers:
             log_safely(logging.ERROR, "%s could not be ended", self.name, error=error)
 
     def close(self, after: Callable[[], Any] = lambda: None) -> None:
-        """Let the threads end, each after what it runs; the last one, or this, calls `after`."""
+        """End the threads after the queued jobs; the last job, or this if idle, calls `after`."""
         with self._lock:
             self._after, idle = after, not self.open
         self.jobs.put(None)
@@ -5050,20 +5069,20 @@ class Workers:
 
 
 def result_within(future: Future, seconds: float | None, text: str) -> Any:
-    """What a future brings; ServingError after so many seconds, and what waits then never runs."""
+    """A future's result; ServingError after `seconds`: if it still waits then, it never runs."""
     try:
         return future.result(seconds)
     except FutureTimeoutError:
-        if future.done() and not future.cancelled():  # just now; or a TimeoutError of its own
+        if future.done() and not future.cancelled():  # just now, or the function raised the error
             return future.result()
         future.cancel()
         raise ServingError(text, "DEADLINE_EXCEEDED") from None
 
 
 def do_jobs(jobs: queue.SimpleQueue) -> None:
-    """Do what comes, up to None, which is left for the other threads of these jobs.
+    """Run jobs until None comes, which is put back for the other threads.
 
-    While it waits it holds nothing: neither an answer, nor the `Workers`.
+    While waiting, it refers neither to an answer nor to the `Workers`, so that both can be freed.
     """
     while (job := jobs.get()) is not None:
         job()
@@ -5073,14 +5092,14 @@ def do_jobs(jobs: queue.SimpleQueue) -> None:
 
 # ==================================================================================================
 # Model manager
-# In: a Config, again and again. Out: a leased Servable for (model, version or label); states of all
-# versions.
+# In: a Config, first at the start and then at each reload. Out: a leased Servable for
+# (model, version or label); the states of all versions.
 # ==================================================================================================
 
 
 @dataclass
 class VersionState:
-    """What became of one version: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+    """The state of one version: START, LOADING, AVAILABLE, UNLOADING or END, and its error."""
 
     state: str = "START"
     error: str = ""
@@ -5088,13 +5107,13 @@ class VersionState:
     servable: Servable | None = None
     load_key: tuple | None = None
     load_seconds: float = 0.0
-    files: tuple = ()  # the fingerprint of what is loaded
-    failed_at: tuple | None = None  # the fingerprint of the files that failed
+    files: tuple = ()  # the fingerprint of the files that `servable` was loaded from
+    failed_at: tuple | None = None  # load key and fingerprint of the last failed load
 
 
 @dataclass(frozen=True)
 class Available:
-    """What readers see of one model: replaced as a whole, never changed."""
+    """The versions and labels of one model that readers see: replaced as a whole, never changed."""
 
     versions: Mapping[int, Servable]
     labels: Mapping[str, int]
@@ -5102,44 +5121,45 @@ class Available:
 
 @dataclass
 class Outcome:
-    """What one pass of the loader did; the messages of `errors` say where each is."""
+    """What one pass of the loader did; each message of `errors` begins with its JSON path."""
 
     config_missing: bool = False
     config_read: bool = False
     changed: bool = False
     errors: list[ServingError] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # problems that last, errors of an earlier pass
+    # Problems that an earlier pass reported as errors and that still hold.
+    told: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What requests need of a config, made ready once.
+    """What requests need of a config, built once per config.
 
     Replaced as a whole when the config changes.
     """
 
     keys: Any = None  # KeyRing
     deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
-    routines: Mapping[str, type] = field(default_factory=dict)  # by name, the built-in ones too
-    families: Mapping[str, Any] = field(default_factory=dict)  # of model outputs, likewise
-    of: Mapping[str, Any] = field(default_factory=dict)  # what extensions have prepared, by name
+    routines: Mapping[str, type] = field(default_factory=dict)  # by name, with the built-in ones
+    families: Mapping[str, Any] = field(default_factory=dict)  # families of model outputs, likewise
+    of: Mapping[str, Any] = field(default_factory=dict)  # by extension name: its `prepare` result
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one pass of the loader does about one model."""
+    """One model in one pass of the loader."""
 
     model: ModelConfig
-    path: str  # of its config
-    polling: bool  # nobody has asked for it: changed files of what is loaded are not read
-    again: bool  # what is broken is tried again
+    path: str  # JSON path of the model's config
+    polling: bool  # a poll, not a reload: changed files of a loaded version are not loaded
+    again: bool  # broken versions are tried again although their files are the same
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
     def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
-        """Note what is wrong at a place below the model's: `.base_path`.
+        """Record a problem at a place below the model's JSON path, such as `.base_path`.
 
-        `.` where the problem names it.
+        `.` when `problem` itself begins with the option's name. `like` lends its code and status.
         """
         path = f"{self.path}." if place == "." else f"{self.path}{place}: "
         self.outcome.errors.append(
@@ -5154,17 +5174,17 @@ NO_VERSION = (
 
 
 class Look(typing.NamedTuple):
-    """What can be known of a model of the config without loading it."""
+    """What a model's config and folders tell without loading it."""
 
     model: ModelConfig
     path: str
-    problems: list[str]  # as a reload tells them
+    problems: list[str]  # worded as a reload reports them
     folders: Mapping[int, Path] = {}
-    picked: dict[int, Path] | None = None  # the folders that its policy picks; None: it is refused
+    picked: dict[int, Path] | None = None  # the folders its policy picks; None: model refused
 
 
 def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
-    """Each model of a config as a pass of the loader would find it."""
+    """Yield each model of a config as a pass of the loader would find it."""
     places: dict[str, str] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
@@ -5195,7 +5215,7 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
 
 
 def missing_models(config: Config) -> list[str]:
-    """Which models deployments ask for that the config does not have."""
+    """One problem for each deployment whose model is not in the config."""
     return [
         f"$.deployments[{index}].model: no model is called '{deployment.model}'"
         for index, deployment in enumerate(config.deployments)
@@ -5204,9 +5224,9 @@ def missing_models(config: Config) -> list[str]:
 
 
 def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[str]:
-    """What deployments name that is not there.
+    """Problems of deployments that name a missing model, version or label.
 
-    `served` has the versions of the models whose folders can be read.
+    `served` maps each model whose folders can be read to its versions.
     """
     models = {model.name: model for model in config.models}
     problems = missing_models(config)
@@ -5224,9 +5244,9 @@ def check_deployments(config: Config, served: Mapping[str, list[int]]) -> list[s
 def check_pin(
     deployment: Deployment, path: str, versions: Sequence[int], labels: Mapping[str, int]
 ) -> list[str]:
-    """What is wrong with the version of those served, or its label, that a deployment pins."""
+    """Problems of the version or label that a deployment pins; `versions` are those served."""
     pin, label = deployment.version, deployment.version_label
-    if pin and pin not in versions:  # 0 is the default where there is no such version
+    if pin and pin not in versions:  # 0 means the default version unless a version 0 exists
         return [
             f"{path}.version: version {pin} of {deployment.model} is not served; there "
             f"are: {list(versions)}"
@@ -5240,30 +5260,30 @@ def check_pin(
 
 
 def changed_fields(now: Any, wanted: Any) -> list[str]:
-    """The names of the options that two values of a kind differ in."""
+    """The names of the options in which two dataclass values of one type differ."""
     names = [field.name for field in dataclasses.fields(wanted)]
     return [name for name in names if getattr(now, name) != getattr(wanted, name)]
 
 
 def tell_changed(now: Any, wanted: Any) -> list[dict[str, Any]]:
-    """The options that two values differ in, with what they were and what they would be.
+    """The options in which two values differ, each with its old and new value.
 
-    `restart` says that it takes one for the option to have an effect.
+    `restart` is true when the change takes effect only after a restart.
     """
-    starts = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
+    docs = {field.name: field.metadata["doc"] for field in dataclasses.fields(wanted)}
     return [
         {
             "option": name,
             "from": as_json(getattr(now, name)),
             "to": as_json(getattr(wanted, name)),
-            "restart": starts[name].endswith("(start)"),
+            "restart": docs[name].endswith("(start)"),
         }
         for name in changed_fields(now, wanted)
     ]
 
 
 def as_json(value: Any) -> Any:
-    """A config's value as JSON has it, the folders of this program and of who runs it left out."""
+    """A config's value as JSON, without the program's own folders and the user's home folder."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -5274,7 +5294,7 @@ def as_json(value: Any) -> Any:
 
 
 def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
-    """Say in the log which options of a config that is taken over have no effect as yet."""
+    """Log which changed server options take effect only after a restart."""
     for one in tell_changed(now, wanted):
         if one["restart"]:
             text = "$.server.%s: changed; it takes effect at a restart"
@@ -5282,25 +5302,25 @@ def tell_restart(now: ServerConfig, wanted: ServerConfig) -> None:
 
 
 def label_files(config: Config) -> list[tuple[int, int] | None]:
-    """What tells that the files of a config's label maps have changed: size and time of each."""
+    """Size and modification time (ns) of each label map's file, to notice changes; None without."""
     found: list[tuple[int, int] | None] = []
     for deployment in config.deployments:
         status = None
-        with contextlib.suppress(OSError, ValueError, TypeError):  # not there, no path, no file
+        with contextlib.suppress(OSError, ValueError, TypeError):  # missing, or not a path at all
             status = os.stat(deployment.label_map)  # type: ignore[arg-type]
         found.append(status and (status.st_size, status.st_mtime_ns))
     return found
 
 
 def state_text(error: BaseException) -> str:
-    """Why something cannot be served, for a state: without the folders of this machine.
+    """Why something cannot be served, as a version's state reports it: without private folders.
 
-    Of a LoadError the model's own paths stay, as the reason has them.
+    A ServingError's text keeps the model's own paths, which are part of the reason.
     """
     return hide_paths(error.message if isinstance(error, ServingError) else explain(error))
 
 
-Steps = Iterator[Sequence[Future]]  # work that is done bit by bit: what each next bit waits for
+Steps = Iterator[Sequence[Future]]  # work in steps: yields the futures its next step waits for
 
 
 CONFIG_MISSING = "Config file not found or cannot open."
@@ -5309,14 +5329,15 @@ CONFIG_MISSING = "Config file not found or cannot open."
 class ModelManager:
     """Brings what is loaded in line with what the config wants.
 
-    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. What
-    takes long, the loads, runs in a few threads of the pass, so that no model waits for another.
-    Readers take the reference in `available` and a lease, so they never wait for a load: the loader
-    builds aside and assigns. `load`, which several threads call at once, and `list_versions` are
-    arguments, so that tests need neither TensorFlow nor sleep.
+    One loader thread does all bookkeeping, one pass at a time; `reload` waits for its pass. The
+    loads, which take long, run in a thread pool of the pass, so that no model waits for another.
+    Readers read `available` once and take a lease, so they never wait for a load: the loader builds
+    a new mapping aside and assigns it. `load`, which several threads call at once, and
+    `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    _process: int | None = None  # where models were loaded, by any: TensorFlow lives there alone
+    # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
+    _process: int | None = None
 
     def __init__(
         self,
@@ -5334,18 +5355,18 @@ class ModelManager:
         self.config, self._take_effect = config, take_effect
         self._prepare, self._refresh_others = prepare, refresh_others
         self._label_files = label_files(config)
-        self.prepared = prepare(config)  # what requests need of the config, made ready once
-        self._poll_seconds = poll_seconds  # from the command line, over the config's
-        self.path, self._text = path, text  # as it was looked at last
-        self.text = text  # of the config in force
+        self.prepared = prepare(config)
+        self._poll_seconds = poll_seconds  # from the command line; overrides the config's value
+        self.path, self._text = path, text  # the config file, and its bytes when last read
+        self.text = text  # bytes of the config in force
         self._load, self.list_versions = load, list_versions
         self._config_failed = False
-        self._config_error = self._missing = ""  # why the config's last text is not in force
+        self._config_error = self._missing = ""  # why the file's present text is not in force
         self._problems: tuple[str, ...] = ()  # of the last pass
-        self._said: set[str] = set()  # what the log need not repeat
+        self._said: set[str] = set()  # texts that the log need not repeat
         self._rarely = Rarely(clock)
         self._states: dict[str, dict[int, VersionState]] = {}
-        self._refused: dict[str, str] = {}  # by model: why it cannot be served as the config has it
+        self._refused: dict[str, str] = {}  # by model: what in its config keeps it from loading
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
         self._tried: dict[str, threading.Event] = {}  # by model: set when its first load is over
         self.available: dict[str, Available] = {}  # what readers see
@@ -5353,7 +5374,7 @@ class ModelManager:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
-        self._ending, self._ended = threading.Event(), False  # load nothing more; all is unloaded
+        self._ending, self._ended = threading.Event(), False  # `stop` was called; its job is done
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
@@ -5368,9 +5389,7 @@ class ModelManager:
         )
 
     def prepare_again(self) -> None:
-        """Make ready anew what requests need of the config,
-        after something was added from Python.
-        """
+        """Build `prepared` again, after an endpoint was registered from Python."""
         self.prepared = self._prepare(self.config)
 
     # --- readers --------------------------------------------------------------------------------
@@ -5385,11 +5404,11 @@ class ModelManager:
     ) -> Iterator[tuple[int, Servable]]:
         """Yield a version and its servable: the version named, the labelled one or the highest.
 
-        It is not freed meanwhile. Raises NotFound or BadRequest.
+        The servable is not freed before the `with` block ends. Raises NotFound or BadRequest.
         """
         number, servable = self.find(model, version, label, trace)
         while not servable.acquire():
-            # retired between the look and the lease: the table has a newer one
+            # retired between `find` and `acquire`: `available` has a newer one by now
             number, servable = self.find(model, version, label, trace)
         try:
             if not trace.model:
@@ -5401,12 +5420,12 @@ class ModelManager:
     def find(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> tuple[int, Servable]:
-        """What `lease` would yield, not leased."""
+        """The version and servable that `lease` would yield, without a lease."""
         if model not in self.available and model in self._tried:
             self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
-        if self.config.is_pipeline(model):  # those have neither versions nor labels
+        if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
             version, label = 1, None
             if 1 not in versions:
                 raise NotFound("Pipeline is not loaded yet")
@@ -5427,8 +5446,8 @@ class ModelManager:
         """Wait until a model's first load is over; ServingError UNAVAILABLE when that takes too
         long.
 
-        A request waits for up to `load_wait_seconds`; a call from Python holds no client up, and
-        waits as long as it takes.
+        A request waits for up to `load_wait_seconds`. A call from Python, whose trace has no
+        deadline, keeps no client waiting, so it waits as long as the load takes.
         """
         tried, trace.waited = self._tried[model], True
         if trace.deadline < math.inf:
@@ -5447,20 +5466,20 @@ class ModelManager:
         return labels[label]
 
     def states(self) -> dict[str, dict[int, VersionState]]:
-        """Every version of every model ever configured here, by model, by version."""
+        """The state of every version of every model ever configured, by model and version."""
         return {
             model: dict(versions) or self._refusal(model)
             for model, versions in sorted(self._states.copy().items())
         }
 
     def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Why a model of no known versions is refused, as of version 0, which stands for none."""
+        """Why a model without known versions is refused, reported as its version 0."""
         reason = self._refused.get(model)
         return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
-        """What of the config is not there: models, pipelines and handlers,
-        and deployments of models that are not configured.
+        """Configured models and pipelines that are not available, and deployments that cannot
+        answer, each with its reason where one is known.
         """
         names = self.config.served_names
         known = self._absent | self._refused
@@ -5481,18 +5500,18 @@ class ModelManager:
 
     @property
     def config_problem(self) -> str:
-        """Why the config file as it is now is not in force; empty where it is."""
+        """Why the config file's present text is not in force; "" when it is."""
         return self._missing or self._config_error
 
     @property
     def problems(self) -> list[str]:
-        """What of the config could not be brought about when the loader last looked."""
+        """What was wrong with the config or could not be loaded in the loader's last pass."""
         return list(dict.fromkeys([*filter(None, [self.config_problem]), *self._problems]))
 
     def deployment_problems(self) -> dict[str, str]:
-        """Why deployments cannot answer, by id: their config, or their model beside it.
+        """By deployment id, why it cannot answer: its own config, or that its model does not fit.
 
-        Nothing is waited for: of a model that is not loaded nothing is said.
+        Waits for nothing: a deployment whose model is not loaded yet counts as without a problem.
         """
         problems = {}
         for name, ready in self.prepared.deployments.items():
@@ -5501,7 +5520,7 @@ class ModelManager:
         return problems
 
     def _problem_of(self, ready: Any) -> str:
-        """Why the loaded versions of a deployment's model cannot answer for it; or ""."""
+        """Why the loaded versions of a deployment's model cannot answer for it; "" if they can."""
         deployment = ready.config
         available = self.available.get(deployment.model)
         if available is None:
@@ -5512,7 +5531,7 @@ class ModelManager:
         where = deployment.model, deployment.version, deployment.version_label
         try:
             servable = self.find(*where)[1]
-        except ServingError:  # it goes just now: the next look finds it gone
+        except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
         return ready.problem_of(servable)
 
@@ -5520,7 +5539,7 @@ class ModelManager:
 
     def start(self) -> None:
         """Start the loader thread and its first pass, once."""
-        if self._thread is not None and self._thread.is_alive():  # in a fork of its process none is
+        if self._thread is not None and self._thread.is_alive():  # a forked process has no threads
             return
         if ModelManager._process not in (None, os.getpid()):
             raise ServingError(
@@ -5538,9 +5557,9 @@ class ModelManager:
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 
     def reload(self, timeout: float = math.inf) -> Outcome:
-        """Bring everything up to date now, broken versions tried again.
+        """Have the loader do a pass now, which also tries broken versions again.
 
-        Returns when the loader has done it.
+        Returns when the pass is over.
         """
         begins = self._thread is None
         self.start()
@@ -5549,27 +5568,28 @@ class ModelManager:
         return self.run_in_loader(self.refresh, timeout)
 
     def stop(self, drain: bool = True) -> None:
-        """Stop loading, let running requests finish (or not wait for them),
-        free every model that is idle.
+        """Stop loading and free every model that no request uses.
+
+        With `drain`, running requests finish first, within `drain_seconds`.
         """
         self._ending.set()
         if self._thread is None:
-            self.first_pass_done.set()  # there will be none
+            self.first_pass_done.set()  # there will be no first pass to wait for
         elif self._thread.is_alive():
             self.run_in_loader(functools.partial(self.unload_all, drain))
             self._thread.join()
 
     def run_in_loader(self, job: Callable[[], Any], timeout: float = math.inf) -> Any:
-        """Have the loader thread do a job; returns when it is done, raises what it raises.
+        """Have the loader thread do a job; returns what the job returns, raises what it raises.
 
-        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job is done all the same, later.
+        ServingError DEADLINE_EXCEEDED after `timeout` seconds; the job still runs, later.
         """
         future: Future = Future()
         self._jobs.put((lambda _: job(), future))
         return self.await_job(future, timeout)
 
     def await_job(self, future: Future, timeout: float = math.inf) -> Any:
-        """Wait for a job of the loader's thread; returns what it returns, raises what it raises."""
+        """Wait for a job of the loader thread; returns what the job returns, raises its error."""
         deadline = time.monotonic() + timeout
         while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
             self.require_loader()
@@ -5585,24 +5605,24 @@ class ModelManager:
             raise ServingError("The server is stopping", "UNAVAILABLE")
 
     def poll_seconds(self) -> float:
-        """How often the loader looks at the files by itself; 0 for never."""
+        """Seconds between two polls of the config and the version folders; 0 for no polls."""
         if self._poll_seconds is not None:
             return self._poll_seconds
         return self.config.server.file_system_poll_wait_seconds
 
     def patience(self) -> float | None:
-        """How long the loader waits for a job before it looks by itself; None for ever."""
+        """Seconds that the loader waits for a job before it calls `look`; None for ever."""
         return self.poll_seconds() or (1 if self._draining else None)
 
     def look(self) -> None:
-        """What the loader does when nobody has asked for anything."""
+        """Poll the files, or only free retired servables: what the loader does without a job."""
         if self.poll_seconds():
             self.refresh(polling=True)
         else:
             self._drain()
 
     def do(self, job: Callable[["ModelManager"], Any], future: Future) -> bool:
-        """Do a job in the loader's thread; False when it was the last."""
+        """Do a job in the loader thread; False when it was the last job."""
         try:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
@@ -5613,8 +5633,8 @@ class ModelManager:
     def refresh(self, polling: bool = False) -> Outcome:
         """One pass: read the config if it changed, then load and retire versions.
 
-        Without `polling` a broken config and broken versions are tried again though their files are
-        the same; with it broken versions are where the config is another.
+        A reload tries a broken config and broken versions again although their files are the same;
+        a pass with `polling` tries broken versions again only when the config has changed.
         """
         outcome = Outcome()
         self._read_config(outcome, polling)
@@ -5626,7 +5646,7 @@ class ModelManager:
         if outcome.changed or not self.first_pass_done.is_set():
             settle_garbage()
         for error in outcome.errors if not self._ending.is_set() else ():
-            # a load that the end cut short says nothing of the model
+            # while the server stops, a load that was cut short says nothing about the model
             self._say_once(logging.ERROR, error.message)
         self._said &= {error.message for error in outcome.errors} | {
             said for said in self._said if not said.startswith("$")
@@ -5636,18 +5656,18 @@ class ModelManager:
         return outcome
 
     def _say_once(self, level: int, text: str) -> None:
-        """Log a text, unless the pass before said it already; notes are said once and for all."""
+        """Log a text once: an error again after a pass without it, a note never again."""
         if text not in self._said:
             log_safely(level, "%s", text)
             self._said.add(text)
 
     def _read_config(self, outcome: Outcome, polling: bool) -> None:
-        """Take over the config file if its bytes changed; a wrong one changes nothing."""
+        """Put the config file in force if its bytes changed; a wrong config changes nothing."""
         text = self.read_text(outcome, polling)
         self._missing = CONFIG_MISSING if outcome.config_missing else ""
         if self.path is None or text is None:
             return
-        # until the pass is over: one that stops short is tried again by the next reload
+        # `refresh` clears the flag at the end: after a pass that fails midway, a reload reads again
         self._text, self._config_failed = text, True
         try:
             config = load_config(self.path, text, type(self.config))
@@ -5663,8 +5683,8 @@ class ModelManager:
             outcome.errors += error.all()
 
     def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
-        """The text of the config file, if a pass takes it up; one that was asked for does so where
-        the files of label maps have changed, too.
+        """The bytes of the config file if a pass is to read it, else None: when they have changed,
+        and in a reload also after a failure or when files of label maps have changed.
         """
         if self.path is None:
             return None
@@ -5679,17 +5699,17 @@ class ModelManager:
         return text if outcome.config_read else None
 
     def has_other_labels(self) -> bool:
-        """Whether files of label maps have changed since they were read."""
+        """Whether any label map's file has changed since it was read."""
         return self._label_files != label_files(self.config)
 
     def plan_model(
         self, name: str, model: ModelConfig | None, folders: Mapping[int, Path]
     ) -> dict[str, list[int]]:
-        """The versions that a pass would load, load anew and unload, were a model so, and were
-        these its versions; None for a model that goes.
+        """The versions that a pass would load, reload and unload if `model` were a model's config
+        and `folders` its versions; `model` is None for a model that the config drops.
         """
         loaded = {v: state for v, state in self.states().get(name, {}).items() if state.servable}
-        both = [version for version in folders if version in loaded]
+        kept = [version for version in folders if version in loaded]
 
         def is_stale(version: int) -> bool:
             state = loaded[version]
@@ -5699,12 +5719,12 @@ class ModelManager:
 
         return {
             "load": sorted(folders.keys() - loaded.keys()),
-            "reload": sorted(filter(is_stale, both)),
+            "reload": sorted(filter(is_stale, kept)),
             "unload": sorted(loaded.keys() - folders.keys()),
         }
 
     def _expect_models(self) -> None:
-        """Make room for the config's models, so that requests know which ones are still to come."""
+        """Register the config's models, so that requests for them wait for their first load."""
         for name in self.config.served_names:
             self._tried.setdefault(name, threading.Event())
             self._states.setdefault(name, {})
@@ -5712,11 +5732,11 @@ class ModelManager:
     def show_pipeline(
         self, name: str, servable: Servable | None, error: str, outcome: Outcome
     ) -> None:
-        """Let readers see a pipeline as version 1 of its name, or why it is not there."""
+        """Publish a pipeline as version 1 of its name, or record why it is not available."""
         state = self._states[name].setdefault(1, VersionState())
         state.servable, state.error = servable, hide_paths(error)
         state.state = "AVAILABLE" if servable else "LOADING"
-        # OpenVINO Model Server's code for a pipeline that cannot be
+        # OpenVINO Model Server's code for a pipeline that is not available
         state.error_code = "FAILED_PRECONDITION"
         others = {key: value for key, value in self.available.items() if key != name}
         outcome.changed |= (name in self.available) != (servable is not None)
@@ -5724,19 +5744,19 @@ class ModelManager:
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:
-        """Bring every model up to date, several at once; none waits for one that fails or hangs."""
+        """Load and retire versions of all models, several at once; none waits for a hanging one."""
         for name in without_effect(self.config):
             self._say_once(logging.WARNING, f"note: $.{name}: {NO_EFFECT}")
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
-            again = not polling or outcome.config_read  # with other modules, it may be
+            again = not polling or outcome.config_read  # a new config may name other modules
             visits = [
                 Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
                 for index, model in enumerate(self.config.models)
             ]
             self._take_turns(self._begin(visits))
         outcome.changed |= any(visit.outcome.changed for visit in visits)
-        for visit in visits:  # in the config's order, whichever ended first
+        for visit in visits:  # errors in the config's order, not in that of the loads
             outcome.errors += visit.outcome.errors
         seen = set(self.config.served_names)
         outcome.errors += map(LoadError, missing_models(self.config))
@@ -5746,12 +5766,10 @@ class ModelManager:
             self._publish(name, {}, {}, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
-            outcome.errors += [
-                ConfigError("", problem) for problem in self.deployment_problems().values()
-            ]
+            outcome.errors += map(LoadError, self.deployment_problems().values())
 
     def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
-        """The work on each model, by name, not begun; a name that is taken already is refused."""
+        """The steps for each model, by name, not yet begun; refuses a name already taken."""
         places: dict[str, str] = {}
         steps: dict[str, Steps] = {}
         for visit in visits:
@@ -5764,15 +5782,15 @@ class ModelManager:
         return steps
 
     def _take_turns(self, steps: Mapping[str, Steps]) -> None:
-        """Go on with each model as soon as the loads that it waits for are over."""
+        """Run each model's next step as soon as the loads it waits for are over."""
         loads: dict[str, Sequence[Future]] = {name: () for name in steps}
         while loads:
             running = {load for waited in loads.values() for load in waited if not load.done()}
             ready = [name for name, waited in loads.items() if running.isdisjoint(waited)]
             for name in ready:
-                following = next(steps[name], None)
-                if following is not None:
-                    loads[name] = following
+                next_loads = next(steps[name], None)
+                if next_loads is not None:
+                    loads[name] = next_loads
                     continue
                 del loads[name]
                 self._tried[name].set()
@@ -5780,7 +5798,7 @@ class ModelManager:
                 wait(running, return_when=FIRST_COMPLETED)
 
     def _refresh_model_safely(self, visit: Visit) -> Steps:
-        """As `_refresh_model`; what is unforeseen ends it, and the other models go on."""
+        """Like `_refresh_model`, but an unexpected error ends this model's steps alone."""
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
@@ -5788,7 +5806,7 @@ class ModelManager:
             visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:
-        """Load the versions that the policy picks, passing over broken ones; retire the others."""
+        """Load the versions that the policy picks, skipping broken ones; retire the others."""
         model, states = visit.model, self._states[visit.model.name]
         folders = None if self._ending.is_set() else self._find_folders(visit)
         if folders is None:
@@ -5805,7 +5823,7 @@ class ModelManager:
             version: servable for version in picked if (servable := states[version].servable)
         }
         if broken and not serving and model.name in self.available:
-            return  # nothing to take over: the old ones stay
+            return  # all new versions are broken: the old ones keep serving
         labels = {
             label: number for label, number in model.version_labels.items() if number in serving
         }
@@ -5815,32 +5833,32 @@ class ModelManager:
         self._publish(model.name, serving, labels, broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
-        """Load those of some versions that are to be loaded, all at once, and tell what failed.
+        """Load those of `folders` that are new or changed, all at once, and report what failed.
 
-        Only the loads run in the pass's threads; what they end in is noted here, by the loader's
-        thread.
+        Only the loads run in the pass's thread pool; their results are recorded here, in the
+        loader thread.
         """
         model, states = visit.model, self._states[visit.model.name]
-        wanted = {}
+        to_load = {}
         for version, folder in folders.items():
             files = self._files_to_load(visit, version, folder)
             if files is not None:
-                wanted[version] = files
-        if wanted and self.config.server.aspired_version_policy == "resource_preserving":
+                to_load[version] = files
+        if to_load and self.config.server.aspired_version_policy == "resource_preserving":
             yield [
-                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(wanted)))
+                visit.pool.submit(self._unload, self._take_away(visit, set(folders) - set(to_load)))
             ]
-        loads = {version: self._begin_load(visit, version, folders[version]) for version in wanted}
+        loads = {version: self._begin_load(visit, version, folders[version]) for version in to_load}
         yield list(loads.values())
         for version, load in loads.items():
-            self._end_load(visit, version, wanted[version], load)
+            self._end_load(visit, version, to_load[version], load)
         for version in folders:
             if states[version].failed_at is not None:
                 reason = states[version].error
                 visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
 
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
-        """The folders of a model's versions; None where what is loaded is to keep serving."""
+        """The folders of a model's versions; None when the loaded versions are to stay as is."""
         model = visit.model
         for name in without_effect(model):
             text = f"note: {model.name}: '{name}' has no effect on a SavedModel"
@@ -5876,7 +5894,7 @@ class ModelManager:
         return None
 
     def _refuse(self, visit: Visit) -> None:
-        """Say, also of its versions, why a model cannot be served as it is written."""
+        """Report, for the model and each of its versions, why its config cannot be served."""
         model, problem = visit.model, visit.model.problem
         visit.fail(".", problem)
         self._refused[model.name] = problem
@@ -5892,7 +5910,7 @@ class ModelManager:
     def _files_to_load(self, visit: Visit, version: int, folder: Path) -> tuple | None:
         """The fingerprint of a version that is to be loaded.
 
-        None where it is, or would fail as before.
+        None when the version is loaded already, or would fail as before.
         """
         model = visit.model
         state = self._states[model.name].setdefault(version, VersionState())
@@ -5903,7 +5921,7 @@ class ModelManager:
         )
         same = contents(files) == contents(state.files)
         if state.servable and state.load_key == model.load_key and (visit.polling or same):
-            if not same:  # perhaps half copied: only the operator knows when it is whole
+            if not same:  # perhaps half copied: only the operator knows when the copy is done
                 self._say_once(logging.WARNING, note)
             state.error, state.failed_at = "", None
             return None
@@ -5924,14 +5942,14 @@ class ModelManager:
         return visit.pool.submit(load)
 
     def _end_load(self, visit: Visit, version: int, files: tuple, load: Future) -> None:
-        """Note what became of a load; an older load of that version serves on where it failed."""
+        """Record the result of a load; after a failed one, the version's older servable stays."""
         model, state = visit.model, self._states[visit.model.name][version]
         visit.outcome.changed = True
         error = load.exception()
-        if error is not None:  # a model may fail in any way; it must not take the loader with it
+        if error is not None:  # of any kind: a broken model must not end the loader
             log_safely(logging.DEBUG, "%s version %d", model.name, version, error=error)
             state.error = state_text(error)
-            # the next poll tries again, though the files are the same
+            # when the process is out of file descriptors, the next poll tries the same files again
             state.failed_at = (model.load_key, None if lacks_files(error) else files)
             return
         if state.servable:
@@ -5939,7 +5957,7 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        kinds = "; ".join(
+        calls = "; ".join(
             f"{name}: {call}" for name, call in state.servable.describe_calls().items()
         )
         log_safely(
@@ -5948,7 +5966,7 @@ class ModelManager:
             model.name,
             version,
             state.servable.device or "demand",
-            kinds or "-",
+            calls or "-",
         )
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
@@ -5965,7 +5983,7 @@ class ModelManager:
         return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
-        """Wait for the requests on withdrawn servables, as long as may be, and free those."""
+        """Free withdrawn servables when their requests are done, within `drain_seconds`."""
         deadline = time.monotonic() + self.config.server.drain_seconds
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
@@ -5978,8 +5996,9 @@ class ModelManager:
         broken: set[int],
         outcome: Outcome,
     ) -> None:
-        """Let readers see the new versions (one assignment),
-        then send the others into retirement.
+        """Show the new versions to readers in one assignment, then retire all others.
+
+        Versions in `broken` keep their state and their error.
         """
         available = Available(serving, labels)
         if self.available.get(name, Available({}, {})) != available:
@@ -6001,7 +6020,8 @@ class ModelManager:
     def _drain(self, patient: bool = True) -> None:
         """Wait for the requests on retired servables, then free them.
 
-        What takes too long is left for the next pass.
+        A servable still in use after `drain_seconds`, or at once without `patient`, stays for the
+        next pass.
         """
         waiting, self._draining = self._draining, []
         deadline = time.monotonic() + (self.config.server.drain_seconds if patient else 0)
@@ -6020,9 +6040,10 @@ class ModelManager:
 
 
 def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> None:
-    """Do a manager's jobs, one after the other, to the last: the loader's thread.
+    """Do a manager's jobs one after the other until the last: the body of the loader thread.
 
-    While it waits it holds no manager: one that everybody else has dropped is freed, and this ends.
+    While it waits it holds only a weak reference, so that a manager nobody else uses is freed and
+    the thread ends.
     """
     while (manager := found()) is not None:
         seconds = manager.patience()
@@ -6038,9 +6059,10 @@ def work_for(found: "weakref.ref[ModelManager]", jobs: queue.SimpleQueue) -> Non
 
 
 def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: threading.Event) -> None:
-    """End a loader whose manager nobody holds any more, or whose process ends.
+    """End the loader thread of a manager that is freed, or whose process ends.
 
-    At the end of a process it is waited for: TensorFlow aborts one that ends within a load.
+    At the end of the process, wait for the thread: TensorFlow aborts a process that exits during
+    a load.
     """
     ending.set()
     jobs.put((ModelManager.unload_all, Future()))
@@ -6051,15 +6073,14 @@ def end_loader(jobs: queue.SimpleQueue, thread: threading.Thread, ending: thread
 # ==================================================================================================
 # Inference
 # In: a servable and a request's JSON value. Out: the answer as a dict of arrays and lists.
-# Texts and order of checks are TensorFlow Serving's; `facts` of one line each are cited where they
-# surprise.
+# Error texts and the order of the checks are TensorFlow Serving's.
 # ==================================================================================================
 
 
 def signature_name(body: Any) -> str:
-    """The signature a request asks for; `` is the default.
+    """The signature a request asks for; an empty name means `serving_default`.
 
-    Raises BadRequest when the body is no object.
+    Raises BadRequest when the body is not a JSON object, or the name not a string.
     """
     if not isinstance(body, dict):
         raise BadRequest(f"{show(body)} Is not object")
@@ -6078,8 +6099,8 @@ def predict(
     wanted: Sequence[str] = (),
     trace: Trace = UNTRACED,
 ) -> dict[str, Any]:
-    """Answer a predict request: `predictions` for `instances` (rows),
-    `outputs` for `inputs` (columns); of `wanted` outputs only.
+    """Answer a predict request: `predictions` for `instances` (rows), `outputs` for `inputs`
+    (columns). `wanted` names the outputs to answer; empty means all of them.
     """
     signature = servable.signatures.get(name)
     if signature is None:
@@ -6108,26 +6129,26 @@ def predict(
 
 
 def require_writable(signature: Signature) -> None:
-    """Raise BadRequest for an output that JSON cannot hold, before anything is called.
+    """Raise BadRequest for an output dtype that JSON cannot hold, before the model runs.
 
     The text is TensorFlow Serving's.
     """
     for spec in signature.outputs.values():
-        told = spec.dtype != "DT_INVALID"  # a pipeline's function says nothing of its outputs
-        if told and spec.dtype not in NUMPY_DTYPES:
+        known = spec.dtype != "DT_INVALID"  # a pipeline's function does not declare its dtypes
+        if known and spec.dtype not in NUMPY_DTYPES:
             raise BadRequest(f"Failed to write JSON value for tensor type: {spec.type_name}")
 
 
 def refuse_complex(array: np.ndarray) -> None:
-    """As `require_writable`, of an output of a pipeline's function, when it is there."""
+    """Raise BadRequest for a complex array, from a function that declares no output dtypes."""
     if array.dtype.kind == "c":
         raise BadRequest(f"Failed to write JSON value for tensor type: {array.dtype.name}")
 
 
 def select_outputs(signature: Signature, wanted: Sequence[str]) -> Signature:
-    """The signature with some of its outputs, in its own order.
+    """The signature with only the `wanted` outputs, in the signature's order.
 
-    Raises BadRequest for names it does not have.
+    Raises BadRequest for an output that the signature does not have.
     """
     if unknown := [name for name in wanted if name not in signature.outputs]:
         raise BadRequest(
@@ -6232,8 +6253,8 @@ def stack_rows(rows: list, spec: TensorSpec, key: str) -> np.ndarray:
 
 
 def present_output(spec: TensorSpec, array: np.ndarray) -> Any:
-    """An output as the answer holds it: itself, or base64 objects when it is
-    binary by its name (`..._bytes`).
+    """An output as the answer holds it: the array itself, or nested lists of `{"b64": ...}` for a
+    string output whose name ends in `_bytes`.
     """
     if spec.dtype != "DT_STRING" or not spec.name.endswith("_bytes"):
         if spec.dtype == "DT_INVALID":
@@ -6275,9 +6296,10 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
 def decode_examples(
     body: dict[str, Any], allowance: Allowance
 ) -> list[Mapping[str, tuple[str, list]]]:
-    """Read `examples` with the features of `context` that they lack, which count for each of them.
+    """Read `examples`; each takes from `context` the features it lacks, and their bytes are counted
+    once per example.
 
-    TensorFlow Serving lets an example's own win, though its guide says that none may be in both.
+    As in TensorFlow Serving an example's own feature wins, though its guide forbids it in both.
     """
     context = decode_features(body["context"]) if "context" in body else {}
     if "examples" not in body:
@@ -6296,7 +6318,7 @@ def decode_examples(
 
 
 def size_of_features(features: Mapping[str, tuple[str, list]]) -> int:
-    """Bytes that features take in a tf.train.Example, about."""
+    """Roughly the bytes that features take in a tf.train.Example."""
     return sum(
         len(name) + sum(8 + (len(value) if kind == "bytes" else 0) for value in values)
         for name, (kind, values) in features.items()
@@ -6326,7 +6348,7 @@ def decode_features(example: Any) -> dict[str, tuple[str, list]]:
 
 
 def decode_feature(name: str, value: Any) -> tuple[str, Any]:
-    """One feature value with its kind; integers are never made floats."""
+    """The kind of a feature value, and the value; an integer is never converted to a float."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, int):  # true and false among them
         if not -(2**63) <= value < 2**63:
@@ -6408,7 +6430,7 @@ def check_classification(signature: Signature, text: str) -> None:
 def check_class_tensor(
     array: np.ndarray, spec: TensorSpec, dtype: str, count: int
 ) -> tuple[int, ...]:
-    """Refuse classes or scores of another form than [examples, classes]; returns their shape."""
+    """Check that classes or scores are [examples, classes] of `dtype`; returns their shape."""
     rank = f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array)}"
     require(array.ndim == 2, rank)
     require(spec.dtype == dtype, f"Expected {spec.name} Tensor of {dtype}. Got: {spec.dtype}")
@@ -6448,7 +6470,7 @@ def regress(
 
 # ==================================================================================================
 # Keys
-# In: the config's keys, a request's headers. Out: who calls, or a ServingError.
+# In: the config's keys, a request's headers. Out: the caller's key, or a ServingError.
 # ==================================================================================================
 
 
@@ -6458,19 +6480,19 @@ def unauthorized(text: str, challenge: str = ', error="invalid_token"') -> Servi
 
 
 def digest(key: str) -> str:
-    """What a config stores of a key: its SHA-256 as hexadecimal digits."""
+    """The SHA-256 of a key in hexadecimal digits, which a config stores in place of the key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def tokens_of(headers: Any) -> list[str]:
-    """The keys that a request's headers hold."""
+    """The keys in a request's Authorization and x-api-key headers."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
     sent = (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
     return [token.strip() for token in sent if token.strip()]
 
 
 def list_expired(config: Config) -> list[Key]:
-    """The keys that have expired; not those that are disabled."""
+    """The expired keys among those that are not disabled."""
     now = datetime.datetime.now(datetime.timezone.utc)
     keys = [key for key in config.auth.keys if not key.disabled]
     return [key for key in keys if key.expiry and key.expiry <= now]
@@ -6480,8 +6502,8 @@ class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
     `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
-    `take(name, calls, period)` counts a call and returns the seconds to wait when there are none
-    left.
+    `take(name, calls, period)` counts a call; it returns None, or the seconds to wait when the
+    quota is used up.
     """
 
     def __init__(
@@ -6496,7 +6518,7 @@ class KeyRing:
         self._take, self._clock = take, clock
 
     def find(self, token: str) -> Any | None:
-        """The key that a token is; every stored digest is compared, each in constant time."""
+        """The key of a token, or None; compares every stored digest, each in constant time."""
         given, found = bytes.fromhex(digest(token)), None
         for stored, key in self._keys:
             if hmac.compare_digest(given, stored):
@@ -6506,10 +6528,11 @@ class KeyRing:
     def check(
         self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
     ) -> Any:
-        """The key of a call that may reach one of some deployments, `counted` against its quota.
+        """The key of a call, if it is for one of the deployments `reached`; counts the call against
+        the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted: it lists what the key is for. Raises
-        ServingError, whose text never tells a key.
+        With None any valid key will do and the call is not counted, since it only lists what the
+        key is for. Raises ServingError, whose text never contains the key itself.
         """
         if not any(tokens):
             raise unauthorized(
@@ -6544,7 +6567,7 @@ class KeyRing:
     def _count(self, key: Any) -> None:
         try:
             seconds = self._take(key.name, key.quota.calls, key.quota.period)
-        # exactness is what a quota promises: a call that cannot be counted is not let in
+        # a quota promises an exact count: a call that cannot be counted is refused
         except OSError as error:
             text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
             raise ServingError(text, "UNAVAILABLE", headers={"Retry-After": "5"}) from None
@@ -6573,17 +6596,17 @@ MOST_ROUTINES = 64  # in one chain
 
 
 def default_of(option: Any) -> Any:
-    """What a field of a config is, where the config does not say."""
-    made = option.default_factory
-    return option.default if made is dataclasses.MISSING else made()
+    """The default value of a config's dataclass field."""
+    factory = option.default_factory
+    return option.default if factory is dataclasses.MISSING else factory()
 
 
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
 
-    `models` has what was found out about each servable, or why it cannot be shown pictures;
-    `problem` says what of the config cannot be, `path` where it stands.
+    `models` caches by servable its ImageModel, or the ValueError that says why it takes no
+    pictures. `problem` says what is wrong with the config, `path` is the deployment's JSON path.
     """
 
     config: Any
@@ -6595,9 +6618,9 @@ class ReadyDeployment:
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
-        """How pictures are shown to a servable.
+        """The ImageModel that shows pictures to a servable.
 
-        Raises ValueError when it takes none, or nothing tells what its outputs are.
+        Raises ValueError when the servable takes no pictures or its outputs cannot be identified.
         """
         model = self.models.get(servable)
         if model is None:
@@ -6605,7 +6628,7 @@ class ReadyDeployment:
                 labels = self.labels_in(servable.folder)
                 model = self.build_model(servable.signatures.get("serving_default"), labels)
             except ValueError as error:
-                if isinstance(error.__cause__, OSError):  # it may pass by: the next one reads again
+                if isinstance(error.__cause__, OSError):  # perhaps temporary: not cached
                     raise
                 model = error
             self.models[servable] = model
@@ -6614,7 +6637,7 @@ class ReadyDeployment:
         return model
 
     def problem_of(self, servable: Any) -> str:
-        """Why a servable cannot answer for this deployment, and where to mend it; or ""."""
+        """Why a servable cannot answer for this deployment, with the JSON path to fix; or ""."""
         try:
             self.model_of(servable)
         except ValueError as error:
@@ -6622,8 +6645,8 @@ class ReadyDeployment:
         return ""
 
     def tell(self, error: ValueError) -> str:
-        """What `model_of` has raised, with its place; "" where that takes nothing away: a config
-        that says nothing of pictures may name a model for /model-serving.
+        """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
+        deployment sets no picture options: it may exist only for /model-serving.
         """
         if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
             return ""
@@ -6637,9 +6660,9 @@ class ReadyDeployment:
         )
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
-        """The deployment's label map; where it names none, the one that the model's folder has.
+        """The deployment's labels; without a label map of its own, those in the model's folder.
 
-        Raises ValueError.
+        Raises ValueError for a label file that cannot be read.
         """
         if self.config.label_map is not None or folder is None:
             return self.labels
@@ -6656,11 +6679,11 @@ class ReadyDeployment:
             raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
     def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
-        """How pictures are shown to a signature and its answers read; ValueError as `model_of`."""
+        """Build the ImageModel of a signature; raises ValueError as `model_of` does."""
         config = self.config
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
-        given = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
+        boxes = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
         model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
             {
@@ -6673,7 +6696,7 @@ class ReadyDeployment:
             options=input_options(config),
             most=config.max_detections,
             operations=signature.operations,
-            boxes=given,
+            boxes=boxes,
             classes_from=config.classes_from,
             planes=config.planes,
             activation=config.activation,
@@ -6690,7 +6713,7 @@ class ReadyDeployment:
 
 
 def input_options(config: Any) -> Any:
-    """What a deployment's config says of its model's input."""
+    """The options of a deployment's config that describe its model's input."""
     kind = routines.InputOptions
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
@@ -6698,9 +6721,10 @@ def input_options(config: Any) -> Any:
 def prepare_deployment(
     config: Any, path: str, kinds: Mapping[str, type], families: Mapping[str, Any]
 ) -> ReadyDeployment:
-    """Read what a deployment's config names; what is wrong with its labels fails it alone.
+    """Read the labels and build the routines of a deployment's config.
 
-    Raises ConfigError for a wrong routine or family.
+    A wrong label map makes this deployment alone unavailable, as its `problem`. Raises ConfigError
+    for a wrong routine or family.
     """
     chain = tuple(read_chain(config.routines, kinds, f"{path}.routines"))
     if config.family is not None and config.family not in families:
@@ -6715,7 +6739,7 @@ def prepare_deployment(
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:
-    """The names of a deployment's classes by id. Raises ValueError, which names the file alone."""
+    """Class names by id. Raises ValueError, whose text has the file's name without its folder."""
     name = Path(label_map).name if isinstance(label_map, str) else ""
     try:
         return routines.load_labels(label_map, Path())
@@ -6761,8 +6785,8 @@ def read_routine(item: Any, kinds: Mapping[str, type], path: str) -> Any:
 
 
 def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, Any]:
-    """A routine's arguments by name: under `arguments` or `kwargs`, beside the name, or, in the
-    order that they are declared in, as `args`.
+    """A routine's arguments by name. A request may give them under `arguments` or `kwargs`, beside
+    `name`, or as a list `args` in the order of the routine's fields.
     """
     given: dict[str, Any] = {
         key: value
@@ -6791,7 +6815,7 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
 
 
 def find_deployment(server: "ModelServer", deployment: str | None = None) -> ReadyDeployment:
-    """A deployment by its id, or the default one; raises NotFound, and ServingError UNAVAILABLE."""
+    """A deployment by id, or the default one. Raises NotFound; UNAVAILABLE if it has a problem."""
     ready = server.prepared.deployments
     if not ready:
         raise NotFound("There is no deployment: the config has none under 'deployments'")
@@ -6808,13 +6832,13 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
 
 
 def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
-    """How the server reads pictures; `options` are those of one request."""
+    """The limits for reading pictures: the config's, and `options` of one request."""
     return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 
 
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
-    """Answer for a picture that cannot be had: 400, or 413 when it is over a limit."""
+    """Turn an ImageError into a BadRequest: 400, or 413 for a picture over a limit."""
     try:
         yield
     except routines.ImageError as error:
@@ -6823,8 +6847,8 @@ def image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
-    """Answer 400 for a routine that this model or picture has nothing for; 503 where the model can
-    do nothing for one of the deployment's own.
+    """Turn a RoutineError into an answer: 503 when the deployment's model never gives what one of
+    the deployment's own routines needs, else 400.
     """
     try:
         with errors_only("a routine"):
@@ -6848,8 +6872,8 @@ def answer_pictures(
 ) -> Any:
     """What a deployment sees in a picture, or in each of several; see ModelServer.predict_image.
 
-    `warn` is told what a drawn picture cannot hold: the warnings of routines. `which` is a
-    `version` or a `version_label` to ask in place of the deployment's own.
+    `warn` is called with each warning of the routines, since a drawn picture has no place for it.
+    `which` has a `version` or `version_label` to ask in place of the deployment's own.
     """
     ready, own = find_deployment(server, deployment), asked_chain(server, chain)
     images = image if isinstance(image, list) else [image]
@@ -6878,7 +6902,7 @@ def answer_pictures(
 
 
 def asked_chain(server: "ModelServer", chain: Any) -> list[Any]:
-    """The routines of a request; raises BadRequest."""
+    """Build the routines of a request; raises BadRequest."""
     try:
         return read_chain(chain, server.prepared.routines)
     except ConfigError as error:
@@ -6897,7 +6921,7 @@ def ask_version(
 
 
 def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
-    """Count the picture that is drawn into, its copy, and what is half clear."""
+    """Count the memory of drawing: per picture a canvas, its copy and a transparent overlay."""
     if form in ("png", "jpeg"):
         allowance.take(3 * sum(view.drawn.nbytes for view in views))
 
@@ -6917,7 +6941,7 @@ def present_all(
 
 
 def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
-    """The answer to a picture for a model that cannot be shown it."""
+    """The error for a picture sent to a deployment whose model cannot take it."""
     if problem := ready.tell(error):
         text = f"Deployment '{ready.config.id}' is not available: {problem}"
         return ServingError(text, "UNAVAILABLE")
@@ -6925,14 +6949,14 @@ def refusal_of(ready: ReadyDeployment, error: ValueError) -> ServingError:
 
 
 class View(typing.NamedTuple):
-    """A picture as a model is shown it, and as people see it: RGB, upon the background."""
+    """A picture as the model gets it, and as people see it: RGB, drawn on the background."""
 
     shown: np.ndarray
     drawn: np.ndarray
 
 
 def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: Allowance) -> View:
-    """A picture for a model; what of it is made anew is allowed for."""
+    """Prepare an RGB or RGBA picture for a model; counts the memory of a copy made for alpha."""
     if image.shape[2] == 4:
         allowance.take(3 * image.shape[0] * image.shape[1])
     drawn = routines.on_background(image, server.config.server.images.background)
@@ -6944,9 +6968,9 @@ def show_view(server: "ModelServer", model: Any, image: np.ndarray, allowance: A
 def lease(
     server: "ModelServer", deployment: Any, trace: Trace = UNTRACED
 ) -> Iterator[tuple[int, Any]]:
-    """Lease a deployment's version.
+    """Lease the servable of a deployment's version.
 
-    ServingError UNAVAILABLE, with the reason, when it is not there.
+    ServingError UNAVAILABLE, with the reason, when the version is not available.
     """
     where = deployment.model, deployment.version, deployment.version_label
     try:
@@ -6977,11 +7001,11 @@ def annotate(
     trace: Trace,
     origin: Mapping[str, Any],
 ) -> list[Any]:
-    """Predictions for pictures: the deployment's routines, then the request's; extensions see them
-    in between.
+    """Predictions for pictures: run the model and the deployment's routines, let extensions see the
+    result, then run the request's routines (`own`).
 
-    The request's routines on the picture run before the model as well. `origin` says where they are
-    from.
+    Those of `own` that work on the picture run before the model. `origin` names the deployment,
+    model and version for the extensions.
     """
     before = [step for step in own if step.before_model]
     images = [view.shown for view in views]
@@ -7004,15 +7028,15 @@ def annotate(
 
 # --- pictures in predict bodies -----------------------------------------------------------------
 #
-# TensorFlow Serving takes pictures into string tensors alone; those are left as they are.
+# TensorFlow Serving takes encoded pictures only for string tensors; bodies for those stay as is.
 
 
-Change = Callable[[Any, Any], Any]  # of a leaf of nested lists, and the input that it is for
+Change = Callable[[Any, Any], Any]  # change(leaf of nested lists, its input's TensorSpec) -> leaf
 
 
 def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
-    """A predict body in place of `instances` that are a picture's bytes: a row of that, or the one
-    input of a model that takes a picture and no rows of them.
+    """Replace `instances` that are a picture's raw bytes: by a list of that one row, or by `inputs`
+    for a model whose only input has no batch dimension.
     """
     picture = body.get("instances")
     if not isinstance(picture, bytes):
@@ -7027,7 +7051,7 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if key == "instances" and not isinstance(body[key], list):  # refused, with what else is no row
+    if key == "instances" and not isinstance(body[key], list):  # `decode_rows` refuses it
         return body
     with image_errors():
         return {**body, key: unpack_value(signature, key, body[key], limits)}
@@ -7057,7 +7081,7 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             }
         return visit_all(item, next(iter(specs.values())), change)
 
-    # All of them, before the first is decoded.
+    # Check the headers of all pictures before decoding the first.
     opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
     pixels = visit(
         opened,
@@ -7069,10 +7093,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
 
 
 def picture_input(spec: Any) -> Any:
-    """How a tensor takes pictures, pixels 0..255, by its shape alone as `/predict` reads it; None
-    where it takes none.
+    """How an input takes pictures (pixels 0..255), judged by its shape as `/predict` does; None if
+    it takes none.
 
-    The dtype is left to `fit_pixels`.
+    `fit_pixels` converts to the input's dtype, so DT_UINT8 here is only nominal.
     """
     if spec.shape is None or spec.dtype in ("DT_STRING", "DT_BOOL", "DT_INT8"):
         return None
@@ -7107,20 +7131,20 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
 
 
 def open_picture(leaf: Any, limits: Any) -> Any:
-    """A picture's bytes or base64 as a picture with its header read; all else as it is."""
+    """Open a picture's bytes or base64, reading only its header; other leaves stay as they are."""
     if is_base64(leaf):
         leaf = routines.read_text(leaf["b64"], limits)
     return routines.open_image(leaf, limits) if isinstance(leaf, bytes) else leaf
 
 
 def fit_pixels(leaf: Any, shown: Any, dtype: np.dtype, limits: Any) -> Any:
-    """A picture as pixels 0..255 of a tensor's layout and dtype, of its size if that is fixed."""
+    """Decode a picture to pixels 0..255 in an input's layout and dtype, resized to a fixed size."""
     if not isinstance(leaf, routines.Image.Image):
         return leaf
     image = routines.unpack_image(leaf, dataclasses.replace(limits, alpha=shown.takes_alpha))
     height, width = shown.height or image.shape[0], shown.width or image.shape[1]
     resized = 0 if image.shape[:2] == (height, width) else 3
-    # In the tensor's dtype it is made here, and once more when rows are joined.
+    # Two copies in the tensor's dtype: one made here, one when the rows are stacked.
     channels = routines.CHANNELS[shown.channels]
     limits.allow(height * width * (resized + 2 * channels * dtype.itemsize))
     pixels, _ = shown.show(image)
@@ -7141,17 +7165,17 @@ def as_row(value: Any, spec: Any) -> Any:
 
 # ==================================================================================================
 # ModelServer
-# In: a config in any form. Out: the Python API, a method for each thing the server can be asked.
+# In: a config in any form. Out: the Python API, one method for each kind of request.
 # ==================================================================================================
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: a name for the log, and the ids and paths that the key is for,
-    None for all of them.
+    """Who calls: a name for the log, and the deployment ids and handler paths that the caller's key
+    is for; None for all of them.
 
-    `key` is the config's, where one has let the call in, `counted` whether that is a call that a
-    quota counts.
+    `key` is the config's key that let the call in, if one did; `counted` tells whether the call
+    counts against its quota.
     """
 
     name: str = "-"
@@ -7160,7 +7184,7 @@ class Caller:
     counted: bool = False
 
     def may_see(self, *names: str) -> bool:
-        """Whether any of these deployments or handlers is for this caller."""
+        """Whether the caller may use any of these deployments or handlers."""
         return self.deployments is None or not self.deployments.isdisjoint(names)
 
 
@@ -7171,11 +7195,11 @@ class ModelServer:
         server.predict("digits", {"instances": images})["predictions"]     # float32 [N, 10]
 
     `source` is the path of a config file (which `reload` reads again), a dict or a `Config`; `text`
-    is what the file is to be taken to hold, where that is not yet what it does. Models
-    are loaded in a thread of their own, from `start` or the first question on; a question waits
-    until the first load is over, one that came over HTTP up to `load_wait_seconds`. Raises
-    ConfigError when the config is wrong; models that cannot be loaded are told by `status` and
-    `readiness`. `stop` frees the models and ends the threads, as does dropping the last reference.
+    replaces the file's bytes, to try a config before it is written. Models load in a background
+    thread, from `start` or the first call on; a call waits until the model's first load is over, an
+    HTTP request at most `load_wait_seconds`. Raises ConfigError when the config is wrong; models
+    that cannot be loaded are reported by `status` and `readiness`. `stop` frees the models and ends
+    the threads, as does dropping the last reference.
     """
 
     def __init__(
@@ -7187,26 +7211,26 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
-            text = read_file(path) if path else b""  # once: what is remembered is what was parsed
+            text = read_file(path) if path else b""  # read once: the manager keeps what is parsed
         self.extensions = named_once(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
-        # What extensions do around each request, without those that do nothing.
+        # Hooks around each request; those left at their default, which does nothing, are skipped.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
         self.folder = path.absolute().parent if path else Path.cwd()  # of the config's modules
         self.key = secrets.token_urlsafe(24)
-        self.kept: dict[tuple[Any, ...], Any] = {}  # handlers that are imported, by kind and name
-        self.endpoints: dict[str, Any] = {}  # those of `endpoint`
-        self.waiting: Any = ()  # what has a length: the requests that wait for a thread
-        self.place_of: Callable[[str], int | None] = lambda request_id: None  # None: not known
+        self.kept: dict[tuple[Any, ...], Any] = {}  # outlives reloads: modules, pools, ...
+        self.endpoints: dict[str, Any] = {}  # by path: what `endpoint` has registered
+        self.waiting: Any = ()  # the requests that wait for a thread; only its length is used
+        self.place_of: Callable[[str], int | None] = lambda request_id: None  # place in the queue
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
-        self.max_request_bytes = config.server.max_request_bytes  # of the start, as sockets have it
+        self.max_request_bytes = config.server.max_request_bytes  # of the start, as in waitress
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        # Each, while its site is there, gives it the URLs that are new.
+        # By site: a function that adds the URLs of a new config to it.
         self.mounts: list[weakref.ref[Callable[[], None]]] = []
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
-        # Of each answer: those that add nothing are left out here.
+        # Hooks that add headers to each answer, likewise without the defaults.
         self.dressers = [e.headers for e in self.extensions if e.headers is not none]
         self.load: Load = load_saved_model
         for extension in self.extensions:
@@ -7220,7 +7244,7 @@ class ModelServer:
         self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     def show_urls(self) -> None:
-        """Give the sites that the server is mounted in the URLs that a reload has brought."""
+        """Add the URLs that a reload has brought to the sites that the server is mounted in."""
         for found in tuple(self.mounts):
             if (mount := found()) is not None:
                 mount()
@@ -7244,7 +7268,7 @@ class ModelServer:
 
     @property
     def generated_key(self) -> str | None:
-        """The key made at start, while the config has none."""
+        """The key made at start, or None when the config has keys of its own."""
         return None if self.config.auth.keys else self.key
 
     def endpoint(
@@ -7272,7 +7296,7 @@ class ModelServer:
         return register
 
     def start(self) -> "ModelServer":
-        """Begin to load the models, in the background; harmless when begun."""
+        """Start loading the models in the background; a second call does nothing."""
         self.manager.start()
         return self
 
@@ -7294,7 +7318,7 @@ class ModelServer:
                 logger.exception("Extension %s did not end", extension.name)
 
     def allowance(self) -> Allowance:
-        """What a request's body may unpack to; closed when it is answered."""
+        """A new allowance for what one request's body unpacks to; close it after the answer."""
         return Allowance(self.unpacked, self.config.server.max_decoded_bytes)
 
     def predict(
@@ -7310,12 +7334,12 @@ class ModelServer:
         """Answer TensorFlow Serving's predict body: `{"instances": ...}` -> `{"predictions": ...}`,
         `inputs` -> `outputs`.
 
-        Arrays may stand wherever the body has numbers; what makes an array of itself (a tensor, a
-        frame of pandas), a tuple or a range for a whole input, `instances` or an item of that.
-        Answers are arrays in the model's dtype, strings bytes; `outputs` names those to answer, all
-        by default. Raises BadRequest, NotFound, and ServingError with the code of an error in the
-        graph. `allowance` and `trace` are the request's that this is part of; without an allowance,
-        the call has its own.
+        Arrays may stand wherever the body has numbers. An array-like (a tensor, a pandas
+        DataFrame), a tuple or a range may stand for a whole input, `instances` or one of its items.
+        Answers are arrays in the model's dtype, strings as bytes; `outputs` names the outputs to
+        answer, all by default. Raises BadRequest, NotFound, and ServingError with the code of an
+        error in the graph. `allowance` and `trace` belong to the surrounding request; without an
+        allowance, the call makes its own.
         """
         name = signature_name(body)
         lease = self.lease(model, version, label, trace)
@@ -7324,7 +7348,7 @@ class ModelServer:
             value = body.get("instances", body.get("inputs"))
             if signature and signature.inputs and holds_bytes(value):
                 body = wrap_picture(signature, body)
-                if not has_strings(signature):  # those take bytes as they are
+                if not has_strings(signature):  # string inputs take bytes as they are
                     limits = image_limits(self.config, own.take)
                     body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
@@ -7366,7 +7390,7 @@ class ModelServer:
     def lease(
         self, model: str, version: int | None, label: str | None, trace: Trace = UNTRACED
     ) -> contextlib.AbstractContextManager[tuple[int, Servable]]:
-        """Yield a version and its servable, the version named, the labelled one or the highest.
+        """Lease a version and its servable: the named version, the labelled one or the highest.
 
         Raises NotFound or BadRequest.
         """
@@ -7406,11 +7430,11 @@ class ModelServer:
             return answer_pictures(self, pictures, deployment, routines, form, allowance, trace)
 
     def identify(self, headers: Any, reached: Iterable[str] | None, counted: bool = True) -> Caller:
-        """Who calls, by the key in a request's headers, if it is for one of the deployments
-        `reached`; counts the call where it is to be `counted`.
+        """The caller, by the key in a request's headers, if it is for one of the deployments
+        `reached`; counts the call against the key's quota if `counted`.
 
-        With None any key will do, and the call is not counted. Raises ServingError: 401, 403, 429,
-        or 503 when a call cannot be counted.
+        With None any valid key will do and the call is not counted. Raises ServingError: 401, 403,
+        429, or 503 when the call cannot be counted.
         """
         wanted = None if reached is None else set(reached)
         found = self.prepared.keys.check(tokens_of(headers), wanted, counted)
@@ -7420,9 +7444,9 @@ class ModelServer:
     def status(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> dict[str, Any]:
-        """The states of a model's versions, highest first, or of one.
+        """The states of a model's versions, highest first, or of one version.
 
-        Raises NotFound for those never seen.
+        Raises NotFound for a model or version never seen.
         """
         self.start()
         states = self.manager.states().get(model)
@@ -7457,12 +7481,12 @@ class ModelServer:
             }
 
     def drop(self, kind: str, named: Collection[Any]) -> None:
-        """Forget what is kept of a kind that the config names no more."""
+        """Drop from `kept` the entries of a kind whose key is not among `named`."""
         for key in [key for key in self.kept if key[0] == kind and key not in named]:
             del self.kept[key]
 
     def readiness(self) -> list[str]:
-        """What is not ready: the models without an available version; empty when all is ready."""
+        """The models, deployments and handlers that cannot answer; empty when all are ready."""
         self.start()
         others = (name for extension in self.extensions for name in extension.unready(self))
         return [*self.manager.unready(), *others]
@@ -7471,9 +7495,9 @@ class ModelServer:
         """Read config and version folders again; returns the HTTP status and body OpenVINO Model
         Server gives.
 
-        201: something was read or loaded anew; 200: all was as it should be; else `error`, and in
-        `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after `timeout`
-        seconds.
+        201: something was read or loaded anew; 200: nothing had changed; else the body has `error`,
+        and in `details` what failed and where. Raises ServingError DEADLINE_EXCEEDED after
+        `timeout` seconds.
         """
         outcome = self.manager.reload(timeout)
         if not outcome.errors:
@@ -7484,29 +7508,34 @@ class ModelServer:
         """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
         changed.
 
-        200 and what `plan_changes` finds; the error of `reload` for a config that is wrong. A
-        config that is new is read as `--check` reads it: its `routine_modules` run, its models and
-        handlers do not.
+        200 and what `plan_changes` finds, `problems` with those that `--check` finds besides; the
+        error of `reload` for a config that is wrong. A config that is new is read as `--check`
+        reads it: its `routine_modules` run, its models and handlers do not.
         """
-        outcome = Outcome()
+        outcome, wanted = Outcome(), self
         try:
             text = self.manager.read_text(outcome)
             if text is not None:
-                return 200, self.plan_text(text)
+                wanted = self.read_aside(text)
         except ConfigError as error:
             outcome.errors += error.all()
         if outcome.errors:
             return tell_failure(outcome)
-        return 200, plan_changes(self.manager, self.config, False)
+        plan = plan_changes(self.manager, wanted.config, wanted is not self)
+        _, seen = examine(wanted, self.manager.list_versions)
+        plan["problems"] = list(dict.fromkeys([*plan["problems"], *map(hide_paths, seen)]))
+        return 200, plan
 
     def plan_text(self, text: bytes) -> dict[str, Any]:
         """Tell what a reload would change if the config file were to hold `text`.
 
         Raises ConfigError, as the reload would.
         """
-        path = self.manager.path or Path()
-        wanted = ModelServer(path, self.extensions, text).config  # made ready aside, never started
-        return plan_changes(self.manager, wanted, True)
+        return plan_changes(self.manager, self.read_aside(text).config, True)
+
+    def read_aside(self, text: bytes) -> "ModelServer":
+        """A server of what the config file might hold, made ready and never started."""
+        return ModelServer(self.manager.path or Path(), self.extensions, text)
 
 
 def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
@@ -7527,11 +7556,11 @@ def tell_failure(outcome: Outcome) -> tuple[int, dict[str, Any]]:
 
 
 def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> dict[str, Any]:
-    """What a reload to `wanted` would change: of each section by name what is added, removed and
-    changed, of models the versions that are loaded, loaded anew and unloaded.
+    """What a reload to `wanted` would change: by section the names added, removed and changed, and
+    for models also the versions to load, reload and unload.
 
-    `problems` are those that can be seen without loading, as a reload's `details` have them.
-    Values are told of models and of `server` alone: elsewhere may stand keys and passwords.
+    `problems` has what can be seen without loading, worded as in a reload's `details`. Only models
+    and `server` show values: other sections may hold keys and passwords.
     """
     now = manager.config
     versions, problems = plan_versions(manager, wanted)
@@ -7553,7 +7582,7 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
         ],
         "problems": problems,
     }
-    return plan | {"changes": has_changes(plan)}
+    return plan | {"changes": has_changes(plan) or bool(changed_fields(now, wanted))}
 
 
 MODULES = ("import_modules", "routine_modules")
@@ -7561,8 +7590,8 @@ TOLD = ("model_config_list", "auth", "server")
 
 
 def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[str]:
-    """The names of the sections that two configs differ in, without those that are told elsewhere;
-    of `admin` those of its options: `admin.upload`.
+    """The names of the sections in which two configs differ, except those in `told`; for `admin`
+    the options that differ, such as `admin.upload`.
     """
     names = [name for name in changed_fields(now, wanted) if name not in told]
     if "admin" not in names or now.admin is None or wanted.admin is None:
@@ -7572,7 +7601,7 @@ def changed_others(now: Config, wanted: Config, told: Collection[str]) -> list[s
 
 
 def has_changes(plan: Mapping[str, Any]) -> bool:
-    """Whether anything stands in a plan's lists, but for the problems."""
+    """Whether any list of a plan, at any depth, is not empty; `problems` do not count."""
     return any(
         has_changes(found) if isinstance(found, dict) else isinstance(found, list) and bool(found)
         for name, found in plan.items()
@@ -7583,7 +7612,10 @@ def has_changes(plan: Mapping[str, Any]) -> bool:
 def compare(
     now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
 ) -> dict[str, Any]:
-    """What two sections differ in, by the names of their entries."""
+    """The entries added, removed and changed between two sections, given by name.
+
+    `tell(now, wanted)` lists the options that differ in a changed entry.
+    """
     both = [name for name in wanted if name in now and now[name] != wanted[name]]
     return {
         "added": [name for name in wanted if name not in now],
@@ -7593,7 +7625,7 @@ def compare(
 
 
 def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
-    """As `compare`, of a section of a config whose entries have a `name`; options by name alone."""
+    """As `compare`, for a section whose entries are named by the attribute `name`; no values."""
     before, after = (
         {getattr(entry, name): entry for entry in getattr(config, section, ())}
         for config in (now, wanted)
@@ -7602,16 +7634,16 @@ def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, A
 
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """The versions that would be loaded, loaded anew and unloaded, by model; what is wrong."""
+    """By model the versions that would be loaded, reloaded and unloaded; and all problems."""
     looks = list(look_at(wanted, manager.list_versions))
     problems = [problem for look in looks for problem in look.problems]
-    models = {look.model.name: look for look in reversed(looks)}  # the first of a name
+    models = {look.model.name: look for look in reversed(looks)}  # the first of a name wins
     plans, served = [], dict[str, list[int]]()
     last_stay = wanted.server.servable_versions_always_present
     for name in sorted(models.keys() | {model.name for model in manager.config.models}):
         look = models.get(name)
         picked = look.picked if look else {}
-        if picked is None or look and not picked and last_stay:  # what is loaded stays
+        if picked is None or look and not picked and last_stay:  # loaded versions stay
             continue
         served |= {name: sorted(picked)} if picked else {}
         found = manager.plan_model(name, look and look.model, picked)
@@ -7619,10 +7651,138 @@ def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str,
     return plans, problems + check_deployments(wanted, served)
 
 
-def read_picture(image: Any, limits: Any) -> np.ndarray:
-    """A picture as Python code has it, as uint8 RGB [H, W, 3], or RGBA where it has some.
+# --- what is wrong with a config -----------------------------------------------------------------
 
-    Raises OSError for a file that cannot be read, ServingError for what is no picture.
+Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
+
+
+def examine(
+    server: ModelServer, list_versions: Callable[[str], dict[int, Path]] | None = None
+) -> tuple[list[Row], list[str]]:
+    """What a config would serve, a row each, and what is wrong with it and with its folders.
+
+    `list_versions` may be that of a reload, whose errors name no folder.
+    """
+    config, prepared = server.config, server.prepared
+    rows, problems, served = check_models(config, list_versions or list_told)
+    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
+    problems += check_modules(config)
+    for extension in server.extensions:
+        more, wrong = extension.check(server)
+        rows += more
+        problems += wrong
+    for deployment in config.deployments:
+        labels = prepared.deployments[deployment.id].labels
+        what = f"model {deployment.model}, {len(labels)} classes"
+        rows.append(("deployment", deployment.id, what, ""))
+    problems += check_deployments(config, served)
+    return rows, problems + check_pictures(config, prepared, served)
+
+
+def check_models(
+    config: Config, list_versions: Callable[[str], dict[int, Path]]
+) -> tuple[list[Row], list[str], dict[str, list[int]]]:
+    """A row for each model, what is wrong with its folders,
+    and by name the versions to be served.
+    """
+    rows, problems = list[Row](), list[str]()
+    served: dict[str, list[int]] = {}
+    for look in look_at(config, list_versions):
+        problems += look.problems
+        if look.picked is None:
+            continue
+        model = look.model
+        served[model.name] = list(look.picked)
+        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
+        rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
+        problems += check_versions(look)
+    return rows, list(dict.fromkeys(problems)), served
+
+
+def list_told(base_path: str) -> dict[int, Path]:
+    """As `list_versions`; its error names the folder, too."""
+    try:
+        return list_versions(base_path)
+    except LoadError as error:
+        raise LoadError(f"{error}: {base_path}") from None
+
+
+def check_versions(look: Look) -> list[str]:
+    """What is wrong with the versions that a model's policy picks."""
+    base_path, tags = look.model.base_path, look.model.tags
+    if not look.picked:
+        hint = "" if look.folders else explain_no_versions(base_path)
+        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
+    problems = []
+    for version, folder in look.picked.items():
+        if find_model_file(folder) is not None:
+            continue
+        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
+            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
+            problems.append(f"{look.path}: {text}")
+            continue
+        try:
+            tensorflow()
+        except LoadError as error:  # the same of each version and model
+            problems.append(error.message)
+            continue
+        try:
+            find_graph(read_graphs(folder), tags)
+        except LoadError as error:
+            problems.append(f"{look.path}.tags: version {version}: {error}")
+        except Exception as error:
+            problems.append(f"{look.path}: version {version}: {explain(error)}")
+    return problems
+
+
+def check_modules(config: Config) -> list[str]:
+    """Which modules of operations are not installed; nothing is imported."""
+    return [
+        f"$.import_modules[{index}]: {name}: no such module is installed"
+        for index, name in enumerate(config.import_modules)
+        if not is_installed(name)
+    ]
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # no name of a module
+        return False
+
+
+def check_pictures(
+    config: Config, prepared: Prepared, served: Mapping[str, list[int]]
+) -> list[str]:
+    """Which deployments' models take no pictures, or do not tell what their outputs are.
+
+    By their files alone: what of those cannot be read is told when they are loaded.
+    """
+    problems: list[str] = []
+    models = {model.name: model for model in config.models}
+    for ready in prepared.deployments.values():
+        name, pinned = ready.config.model, ready.config.version
+        if ready.problem or not served.get(name):
+            continue
+        label = models[name].version_labels.get(ready.config.version_label)
+        version = pinned if pinned is not None else label or max(served[name])
+        try:
+            folder = list_versions(models[name].base_path)[version]
+            found = read_signatures(folder, models[name].tags)
+        except Exception:  # no such version, or no file of a graph: told elsewhere
+            continue
+        try:
+            labels = ready.labels_in(folder)
+            ready.build_model(found.get("serving_default"), labels)
+        except ValueError as error:
+            problems += filter(None, [ready.tell(error)])
+    return problems
+
+
+def read_picture(image: Any, limits: Any) -> np.ndarray:
+    """A picture given from Python as uint8 RGB [H, W, 3], or RGBA [H, W, 4] if it has alpha.
+
+    Raises OSError for a file that cannot be read, BadRequest for anything that is no picture.
     """
     with image_errors():
         if isinstance(image, str | os.PathLike):
@@ -7640,21 +7800,21 @@ def read_picture(image: Any, limits: Any) -> np.ndarray:
 def use_allowance(
     server: ModelServer, given: Allowance | None
 ) -> contextlib.AbstractContextManager[Allowance]:
-    """A request's allowance, which its owner closes; or a new one, closed after the `with`."""
+    """The allowance given, which its owner closes; or a new one, closed after the `with`."""
     return contextlib.nullcontext(given) if given else contextlib.closing(server.allowance())
 
 
 def load_model(
     server: ModelServer, options: ServerConfig, folder: Path, model: ModelConfig
 ) -> Servable:
-    """Load a version, as the manager asks for it; `options` are those of the start."""
+    """Load a version for the manager; `options` are the server options at the start."""
     return server.load(LoadRequest(folder, model, options, server.config.import_modules))
 
 
 def prepare(server: ModelServer, config: Config) -> Prepared:
-    """Build what requests need of a config.
+    """Build what requests need of a config: keys, deployments, routines, extensions' parts.
 
-    Raises ConfigError for what it names that is missing or wrong.
+    Raises ConfigError for anything that the config names and that is missing or wrong.
     """
     refuse_unread(config, server.extensions)
     kinds, families = prepare_routines(server, config)
@@ -7683,17 +7843,17 @@ def prepare_routines(
         try:
             with errors_only("the module"):
                 kinds, others = import_once(server, name)
-        except Exception as error:  # somebody's code
+        except Exception as error:  # of any kind: the module is not ours
             path = f"$.routine_modules[{index}]"
             raise ConfigError(path, explain(error)) from error
         own |= kinds
         families |= others
-    # A server's own families are tried first, and stand in for those of their names.
+    # A server's own families come first, so they are tried first; one of the same name replaces.
     return ChainMap(own, *routines.ROUTINES.maps), {**families, **routines.FAMILIES, **families}
 
 
 def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[str, Any]]:
-    """What a module holds, or a file that is run again only when its text has changed."""
+    """The routines and families of a module; a .py file runs again only when it has changed."""
     text = Path(name).read_bytes() if name.endswith(".py") else b""
     key, known = ("routines", name), server.kept.get(("routines", name))
     if known is None or known[0] != text:
@@ -7706,9 +7866,7 @@ def no_limit(name: str, calls: int, period: str) -> None:
 
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
-    """Raise ConfigError for a section of the config that nobody here reads,
-    with the file that would.
-    """
+    """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
@@ -7719,7 +7877,7 @@ def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
-    """The JSON paths of what a config gives of a section: `auth`, `keys[]`, `quota`."""
+    """The JSON paths at which a config sets a section, named as `["auth", "keys[]", "quota"]`."""
     if not names:
         yield from [path] if value else []
         return
@@ -7733,7 +7891,7 @@ def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[st
 
 
 def refresh_others(server: ModelServer, outcome: Outcome, polling: bool) -> None:
-    """What follows the models of a pass of the loader."""
+    """Let extensions bring their servables up to date after the models of a loader pass."""
     for extension in server.extensions:
         extension.refresh(server, outcome, polling)
 
@@ -7767,14 +7925,14 @@ Source = str | os.PathLike | Mapping | Config | ModelServer
 
 
 def as_server(source: Source) -> ModelServer:
-    """What came to the door, as a ModelServer."""
+    """A ModelServer as it is; anything else becomes the config of a new one."""
     return source if isinstance(source, ModelServer) else ModelServer(source)
 
 
 # ==================================================================================================
 # HTTP
 # In: a WSGI environ, under any prefix, in any Flask site. Out: a Reply.
-# Views are flat: call in, one question to the server, reply out.
+# A view takes a call, asks the server one question and returns the reply.
 # ==================================================================================================
 
 
@@ -7786,14 +7944,14 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    stream: Iterable[bytes] | None = None  # in place of the body, of a length that nobody knows
+    stream: Iterable[bytes] | None = None  # in place of the body, when its length is not known
 
     def with_headers(self, *headers: tuple[str, str]) -> "Reply":
         more = self.headers + headers
         return Reply(self.body, self.status, self.content_type, more, self.stream)
 
     def head(self) -> list[tuple[str, str]]:
-        """The headers as they are sent; a status that has no body has no length."""
+        """The headers to send; a 204 and a stream go without Content-Length."""
         headers = [("Content-Type", self.content_type), *self.headers]
         if self.status != HTTPStatus.NO_CONTENT and self.stream is None:
             headers.append(("Content-Length", str(len(self.body))))
@@ -7808,9 +7966,9 @@ def reply(value: Any, status: int = 200) -> Reply:
 class Call:
     """A request, as views and readers see it.
 
-    `path` is below `prefix`, where the server is mounted, and as the client wrote it; `prefix`
-    itself is below the environ's SCRIPT_NAME, decoded. `site` is the host's request object, for its
-    own check of who calls. `most_bytes` is the host's limit of a body.
+    `path` is what follows the mount point `prefix`, still percent-encoded as the client wrote it.
+    `prefix` is decoded and follows the environ's SCRIPT_NAME. `site` is the host's request object,
+    for its own `authorize` check. `most_bytes` is the host's limit for a body.
     """
 
     def __init__(
@@ -7826,7 +7984,7 @@ class Call:
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
-        self.allowance: Any = None  # of what the body unpacks to; while it is answered
+        self.allowance: Any = None  # for what the body unpacks to; set while the call is answered
         self.turn: Turn = environ.get("serving.turn") or Turn()
         has_left = environ.get("waitress.client_disconnected", stays)
         self.trace = Trace(self.turn.queued, has_left)
@@ -7863,22 +8021,20 @@ class Call:
 
     @property
     def url(self) -> str:
-        """The address at which the server is mounted, as this client reaches it.
-
-        Without a slash at the end.
-        """
+        """The URL of the mount point as this client reaches it, without a slash at the end."""
         return get_current_url(self.environ, root_only=True).rstrip("/") + quote(self.prefix)
 
     @property
     def mount(self) -> str:
-        """The path of that address."""
-        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # as WSGI has it
+        """The path of the mount point, percent-encoded."""
+        script = self.environ.get("SCRIPT_NAME", "").rstrip("/")  # Latin-1, as WSGI requires
         return quote(script.encode("latin-1").decode("utf-8", "replace") + self.prefix)
 
     def read(self, limit: int) -> bytes:
         """The body's bytes, whatever its content type says.
 
-        ServingError 413 beyond `limit` bytes, 411 for chunks that the WSGI server hands on as none.
+        ServingError 413 beyond `limit` bytes, 411 for a chunked body whose end the WSGI server does
+        not mark.
         """
         limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
@@ -7894,7 +8050,7 @@ class Call:
                 status=411,
             )
         try:
-            if self.site is not None and "stream" in vars(self.site):  # a hook has asked for it
+            if self.site is not None and "stream" in vars(self.site):  # a hook has read the body
                 data = body_of(self.site)
             elif length:
                 data = self.environ["wsgi.input"].read(length)
@@ -7902,7 +8058,7 @@ class Call:
                 data = get_input_stream(self.environ, max_content_length=limit + 1).read()
         except (HTTPException, ServingError, MemoryError):
             raise
-        except Exception as error:  # each WSGI server has its own for a body that breaks off
+        except Exception as error:  # each WSGI server raises its own for a body cut short
             raise BadRequest(f"Request body cannot be read: {type(error).__name__}") from error
         if len(data) > limit:
             raise ServingError(f"Request body is over the limit of {limit} bytes", status=413)
@@ -7912,9 +8068,9 @@ class Call:
 
 
 def body_of(site: Request) -> bytes:
-    """The body of a request that a hook of the site's has read before, as Flask keeps it.
+    """The body of a request that a hook of the site has read already, from Flask's cache.
 
-    Raises ServingError where Flask keeps nothing: a form that is taken apart, or `cache=False`.
+    Raises ServingError when Flask has cached nothing: after a parsed form or with `cache=False`.
     """
     data = site.get_data()
     is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
@@ -7931,10 +8087,10 @@ def body_of(site: Request) -> bytes:
 
 @dataclass(frozen=True)
 class Envelope:
-    """How the JSON at a URL is wrapped: what a handler gets and returns, and what errors say.
+    """How the JSON at a URL is wrapped: a handler's input and result, and the bodies of errors.
 
-    `error(text, status, request_id)` is the whole body of an error. `unwrap(body)` is what a
-    handler is called with, and may raise BadRequest; `wrap(result)` is what is answered for it.
+    `error(text, status, request_id)` returns the body of an error. `unwrap(body)` returns what the
+    handler is called with, or raises BadRequest; `wrap(result)` returns the body of the answer.
     """
 
     error: Callable[[str, int, str], Any]
@@ -7943,7 +8099,7 @@ class Envelope:
 
 
 def tell_in_full(text: str, status: int, request_id: str) -> dict[str, Any]:
-    """An error's body as Datature's: with its status by name."""
+    """An error's body in Datature's form: with the status also by name."""
     known = HTTPStatus(min(status, 500)) if status in list(HTTPStatus) else None
     name = known.phrase.title().replace(" ", "") if known else "Error"
     return {"error": text, "status": name, "code": status, "request_id": request_id}
@@ -7961,7 +8117,7 @@ HUB = Envelope(  # CellStrat's
 
 
 def enveloped(envelope: Envelope) -> Callable[[Callable], Callable]:
-    """Mark a function: its URL answers in this envelope, unless the config names another."""
+    """A decorator: the function's URL answers in this envelope unless the config names another."""
 
     def mark(function: Callable) -> Callable:
         function.envelope = envelope  # type: ignore[attr-defined]
@@ -7974,9 +8130,10 @@ hub_handler = enveloped(HUB)
 
 
 def to_reply(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer an error, in the envelope of its URL: the one place that turns errors into HTTP.
+    """Answer an error in the envelope of its URL: the one place that turns errors into HTTP.
 
-    What is unexpected stays in the log. Raises nothing, whatever somebody's own error holds.
+    The text of an unexpected error goes into the log alone. Never raises, even if the error's own
+    attributes are broken.
     """
     try:
         return tell_error(error, call, envelope)
@@ -8000,7 +8157,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers = {"Retry-After": "1", **headers}
     elif isinstance(error, HTTPException):
-        if error.response is not None:  # what a host site's own check answers
+        if error.response is not None:  # the response of a host site's own check
             answer = error.get_response()
             own = ("Content-Type", "Content-Length")
             others = sendable(pair for pair in answer.headers.items() if pair[0] not in own)
@@ -8011,7 +8168,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
         return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
         raise TypeError(f"the text of {type(error).__name__} is {type(text).__name__}")
-    text = text.encode("utf-8", "replace").decode()  # it may quote what is no text
+    text = text.encode("utf-8", "replace").decode()  # a quoted request may hold lone surrogates
     status = status if 400 <= status <= 599 else 500
     body = envelope.error(text, status, call.request_id)
     return reply(body, status).with_headers(*sendable(headers.items()))
@@ -8023,23 +8180,23 @@ def log_failed(call: Call, how: str, error: BaseException) -> None:
 
 
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
-    """Answer what nobody has foreseen: the reason is in the log alone."""
+    """Answer an unexpected error with a fixed text; its reason goes into the log alone."""
     log_failed(call, "failed", error)
     text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
 
 HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-OF_A_BODY = ("content-length", "content-type", "trailer")  # the server's own to tell
+OF_A_BODY = ("content-length", "content-type", "trailer")  # the server itself sets these
 
 
 def sendable(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """An error's headers that can stand in a response; the log names the others."""
+    """Those of an error's headers that can be sent; the log names the others."""
     return tuple((name, value) for name, value in headers if is_sendable(name, value))
 
 
 def is_sendable(name: Any, value: Any) -> bool:
-    """Whether a header is one line of Latin-1, and not one that servers write themselves."""
+    """Whether a header is one line of Latin-1 and not one that the server sets itself."""
     if (
         isinstance(name, str)
         and isinstance(value, str)
@@ -8072,7 +8229,7 @@ def read_body(server: ModelServer, call: Call, limit: int | None = None) -> byte
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
-PLAIN_BYTES = 2000  # of a JSON body; one that is larger is worth a look for arrays in it
+PLAIN_BYTES = 2000  # a JSON body from this size on is searched for large arrays
 
 
 def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
@@ -8096,8 +8253,8 @@ def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: 
 def infer_any(
     call: Call, body: bytes, infer: Callable[[Any], dict[str, Any]], extensions: Sequence[Extension]
 ) -> dict[str, Any]:
-    """The answer to a predict body, whatever it is: what an extension reads, large JSON,
-    or any JSON.
+    """The answer to a predict body: in a format that an extension reads, as JSON with large arrays,
+    or as plain JSON.
     """
     value = first(extension.read(call, body) for extension in extensions)
     large = read_large_json(body) if value is None and len(body) >= PLAIN_BYTES else None
@@ -8108,9 +8265,9 @@ def infer_any(
 
 
 def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """The answer, or None for what is wrong in the body: the plain path has the texts.
+    """The answer; None for a wrong body, which the plain path then reads again for its error text.
 
-    A model that fails is not run again; one that answers what cannot be written is.
+    A failed model is not run again; one whose output JSON cannot hold runs twice.
     """
     try:
         return infer(value)
@@ -8123,7 +8280,7 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
 
 
 def is_plain_predict(call: Call, body: bytes) -> bool:
-    """Whether a predict request is small JSON that wants JSON."""
+    """Whether a predict request is a small JSON object and asks for no other form of answer."""
     return (
         len(body) < PLAIN_BYTES
         and body[:1] == b"{"
@@ -8145,7 +8302,7 @@ MOST_SAMPLES = 24
 
 
 def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
-    """The pictures in `samples` beside a deployment's model's versions."""
+    """The picture files in `samples`, a folder beside the versions of a deployment's model."""
     models = server.config.models
     base = next((one.base_path for one in models if one.name == deployment.model), None)
     files = sorted(Path(base).glob("samples/*")) if base else []
@@ -8206,7 +8363,9 @@ def read_image(
 
 
 def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndarray]:
-    """The picture, or the array of several, that a body is; as `curl -d` damages it, it says so."""
+    """The picture, or array of several, that the body consists of; an error hints at `curl -d`,
+    which damages bytes.
+    """
     try:
         return routines.read_bytes(body, limits, call.mimetype)
     except routines.ImageError as error:
@@ -8216,14 +8375,14 @@ def read_sent(call: Call, body: bytes, limits: Any) -> np.ndarray | list[np.ndar
 
 
 class FormParser(MultiPartParser):
-    """Fields as Latin-1, which keeps every byte: a picture may come without the name of a file."""
+    """Decodes fields as Latin-1, which keeps every byte: a picture may come as a plain field."""
 
     def get_part_charset(self, headers: Headers) -> str:
         return "latin-1"
 
 
 def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
-    """The fields, as Latin-1, and the files of a form, which are to be closed. Raises BadRequest,
+    """The fields of a form, as Latin-1, and its files, which the caller closes. Raises BadRequest,
     and ServingError 413 for too many parts.
     """
     boundary = parse_options_header(call.environ["CONTENT_TYPE"])[1].get("boundary", "")
@@ -8239,8 +8398,8 @@ def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
 
 
 def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
-    """The picture and the routines of a form with a file, whatever its field is called; pictures
-    of one with several files.
+    """The picture and the routines of a form with one file, under any field name; a list of
+    pictures for a form with several files.
     """
     fields, files = parse_form(call, body)
     try:
@@ -8259,8 +8418,8 @@ def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[n
 
 
 def find_files(fields: MultiDict, files: MultiDict) -> list[FileStorage]:
-    """The pictures of a form: its files but for inputs that were left empty, which browsers send
-    too; where there are none, the fields `image` and `file`.
+    """The pictures of a form: its files, without empty file inputs, which browsers send too; if it
+    has no files, the fields `image` and `file`.
     """
     sent = [file for name, file in files.items(multi=True) if name != "routines"]
     named = [
@@ -8284,7 +8443,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
     return routines.read_many(files, limits, read, "file") if files[1:] else read(files[0], limits)
 
 
-# all else is taken for a picture
+# a body that does not match is taken for a picture
 MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
@@ -8294,7 +8453,7 @@ def read_query_routines(call: Call) -> Any:
 
 
 def parse_routines(text: bytes, where: str) -> Any:
-    """The JSON of routines; none of no text. Raises BadRequest that names them."""
+    """The routines in a JSON text, none for an empty one; raises BadRequest that says where."""
     try:
         return parse_json(text or b"[]")
     except BadRequest as error:
@@ -8323,7 +8482,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     call.trace.deployment = ready.config.id
     image, chain = read_image(server, call, ready.config)
     accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    # the first: Java's client names image/jpeg among others, unasked
+    # only the first counts: Java's client lists image/jpeg among others by default
     wanted = next(iter(accepted.values()), "")
     form = DRAWN.get(wanted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
@@ -8351,11 +8510,11 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     return replied
 
 
-MOST_HEADER = 4000  # letters of one; proxies take 8,000 for all of them
+MOST_HEADER = 4000  # characters of one header; proxies allow 8,000 for all of them
 
 
 def told_in_head(warnings: Sequence[str]) -> list[tuple[str, str]]:
-    """The warnings beside a drawn picture: a JSON list in ASCII, those of it that fit."""
+    """The X-Warnings header of a drawn picture: a JSON list in ASCII of as many as fit."""
     kept = list(warnings)
     while kept and len(json.dumps(kept)) > MOST_HEADER:
         kept.pop()
@@ -8423,16 +8582,14 @@ def view_live(server: ModelServer, call: Call) -> Reply:
 def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
-        if server.config.auth.protect == "all":  # what is served is for who has a key
+        if server.config.auth.protect == "all":  # names are only for callers with a key
             which = f"{len(waiting)} of what is served: the log says of which"
         raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 
 
 def may_see_model(server: ModelServer, call: Call, model: str) -> bool:
-    """Whether a caller may know of a model: one of the deployments
-    that its key is for serves it.
-    """
+    """Whether the caller may know of a model: its key is for a deployment of that model."""
     return call.caller.may_see(*deployments_of(server, model))
 
 
@@ -8444,31 +8601,31 @@ def deployments_of(server: ModelServer, model: str) -> list[str]:
 class Route:
     """A row of the URL table.
 
-    `url` is `/v1/models/{model}[/versions/{version}|/labels/{label}]`: a name in braces is what a
-    view is given, brackets hold what may be left out, parentheses what may not, `|` divides the
-    ways to write it, and what stands in quotes is taken in just these letters. `guard` says who may
-    call: anybody (`open`); who has a key where the config protects `all` (`shared`); only who
-    has one (`key`); or only who has one of the config, whatever a host site says (`own`), which is
-    marked admin (`admin`: this the view asks). What `lists` shows to any key what that key is for.
-    What is `free` only tells how things are: no quota counts it.
-    `line` says in which line requests wait for a thread: for `health` and `state`, which never wait
-    themselves, one is kept; by default it is that of the model or handler that is reached.
+    In a `url` such as `/v1/models/{model}[/versions/{version}|/labels/{label}]`, a name in braces
+    is an argument of the view, brackets hold an optional part, parentheses a required one, `|`
+    separates alternatives, and a part in single quotes is case-sensitive. `guard` says who may
+    call: `open` anybody; `shared` anybody, or with `protect: all` only callers with a key; `key`
+    only callers with a key; `own` only callers with a key of the config, whatever a host site's
+    check says; `admin` as `own`, and the view asks that the key is marked admin. A route that
+    `lists` is open to every key and shows what that key is for. A `free` route only reports state:
+    no quota counts it. `line` names the queue in which requests wait for a thread, by default that
+    of the model or handler reached; a thread is kept free for `health` and `state`.
     """
 
     methods: tuple[str, ...]
     url: str
     view: Callable[..., Reply]
     guard: str
-    doc: str = ""  # what it answers, for the OpenAPI document
+    doc: str = ""  # what the route answers, for the OpenAPI document
     lists: bool = False
     free: bool = False
     line: str = ""
-    infers: bool = False  # it runs a model or a handler: what /stats draws
-    probe: bool = False  # asked every few seconds: the log has it where `log_probes` says so
+    infers: bool = False  # runs a model or a handler, so that /stats counts it
+    probe: bool = False  # asked every few seconds: logged only with `log_probes`
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:
-        """What it matches: whole, undecoded and in any case, as TensorFlow Serving's grammar."""
+        """Matches a whole undecoded path, ignoring case, as TensorFlow Serving's grammar does."""
         return re.compile("".join(map(pattern_of, PARTS.split(self.url))), re.IGNORECASE)
 
     @property
@@ -8477,7 +8634,7 @@ class Route:
         return self.view.__name__.removeprefix("view_")
 
 
-OWN_KEYS = ("own", "admin")  # guards of what only who has a key of the config may call
+OWN_KEYS = ("own", "admin")  # guards of routes for callers with a key of the config alone
 NEED_KEY = ("key", *OWN_KEYS)
 PARTS = re.compile(r"(\{\w+\}|'\w+'|[\[\]()|])")  # of a route's URL
 BRACES = re.compile(r"\{(\w+)\}")
@@ -8501,7 +8658,7 @@ def pattern_of(part: str) -> str:
 
 
 def spellings(url: str) -> list[str]:
-    """Each way to write a route's URL, names still in braces; the shortest last."""
+    """Each way to write a route's URL, with names still in braces; the shortest comes last."""
     group = re.search(r"([\[(])([^\[\]()]*)[\])]", url)
     if group is None:
         return [url.replace("'", "")]
@@ -8515,7 +8672,7 @@ def route(
 ) -> Route:
     """A row of the URL table; `doc` says what it answers, for the OpenAPI document.
 
-    Raises ValueError for a guard that is none: what it was to keep would be open.
+    Raises ValueError for an unknown guard, which would leave the route open.
     """
     if guard not in ("open", "shared", *NEED_KEY):
         raise ValueError(f"{url}: guard: expected open, shared, key, own or admin, got '{guard}'")
@@ -8600,7 +8757,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
 
 
 def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: str) -> str:
-    """The shortest URL of a view below the mount, with what stands in braces filled in."""
+    """The shortest URL of a view below the mount point, with `names` filled in for the braces."""
     ways = [url for row in rows if row.view is view for url in spellings(row.url)]
     fitting = [url for url in ways if set(BRACES.findall(url)) == set(names)]
     return BRACES.sub(
@@ -8608,8 +8765,8 @@ def url_of(view: Callable[..., Reply], rows: Iterable[Route] = ROUTES, **names: 
     )
 
 
-# Below these all is the server's own: what is none of the table's is answered as TensorFlow Serving
-# answers what it does not know.
+# All paths below these belong to the server: those that no row of the table matches are answered
+# as TensorFlow Serving answers unknown paths.
 OWN = ("/v1/{rest}", "/V1/{rest}", "/model-serving/{rest}")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
@@ -8628,14 +8785,14 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     WSGI decodes PATH_INFO; waitress keeps the original in REQUEST_URI, gunicorn in RAW_URI.
     """
     written = path_of(environ.get("REQUEST_URI") or environ.get("RAW_URI") or "")
-    # What is written is right where it is the path, or that below the mount; not where somebody on
-    # the way, a site's middleware or a proxy, has taken a prefix off.
+    # The path as written is right if it decodes to `decoded`. It does not if the mount point comes
+    # before it, or if a site's middleware or a proxy has removed a prefix.
     if written == decoded or written.startswith("/") and unquote(written) == decoded:
         return written
     above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     whole = above.encode("latin-1").decode("utf-8", "replace")
     mount = whole[: len(whole) - len(decoded)]
-    if mount.endswith("/"):  # a doubled slash, which Flask forgives and TensorFlow Serving does not
+    if mount.endswith("/"):  # a doubled slash: Flask accepts it, TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
         below = written[match.start() :]
@@ -8649,21 +8806,19 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
 
 
 def path_of(uri: str) -> str:
-    """The path of a request's target, undecoded, whether that is a path or a whole URL."""
+    """The undecoded path of a request target, which is a path or a whole URL."""
     path = uri.partition("?")[0]
     return path if path.startswith("/") else re.sub(r"^\w+://[^/]*", "", path)
 
 
 class Found(typing.NamedTuple):
-    """What a URL selects: a row of the table, its view's arguments,
-    and how its errors are written.
-    """
+    """What a URL selects: a row of the table, the view's arguments, and the envelope of errors."""
 
     route: Route
     arguments: dict[str, Any]
     name: str  # in metrics
     envelope: Envelope
-    deployment: str = ""  # the id that stands in the URL in a model's place
+    deployment: str = ""  # the deployment id that the URL has in place of a model's name
 
 
 @functools.cache
@@ -8672,9 +8827,9 @@ def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
     return (*ROUTES, *(row for extension in extensions for row in extension.routes))
 
 
-@functools.lru_cache(512)  # of short requests
+@functools.lru_cache(512)  # `find_known` bypasses the cache for long paths
 def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
-    """The first row that fits; raises BadRequest for a version that is no number of 64 bits."""
+    """The first row that matches; raises BadRequest for a version over 63 bits."""
     for route in routes_of(extensions):
         match = route.pattern.fullmatch(path) if method in route.methods else None
         if match is None:
@@ -8692,8 +8847,8 @@ def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Fo
 
 
 def is_taken(extensions: tuple[Extension, ...], path: str) -> bool:
-    """Whether a path is the server's own, which no handler can have: the table's, or below a name
-    that some of its URLs begin with.
+    """Whether a path is the server's own, so that no handler can have it: a URL of the table, or
+    one whose first segment begins a URL of the table.
     """
     rows = routes_of(extensions)
     return first_name(path).lower() in taken_names(extensions) or any(
@@ -8720,9 +8875,9 @@ def read_version(digits: str) -> int:
 
 
 def find_known(server: ModelServer, method: str, path: str) -> Found | None:
-    """What a method and an undecoded path select, a handler among it; None for no match.
+    """The route or handler that a method and an undecoded path select; None for no match.
 
-    Raises BadRequest.
+    Raises BadRequest for a version that is out of range.
     """
     match = match_route if len(method + path) < 200 else match_route.__wrapped__
     known = match(server.extensions, method, path)
@@ -8732,11 +8887,11 @@ def find_known(server: ModelServer, method: str, path: str) -> Found | None:
 
 
 def find_view(server: ModelServer, method: str, path: str) -> Found:
-    """What a method and an undecoded path select; raises BadRequest for no match."""
+    """As `find_known`, but raises for no match: BadRequest, or 405 for one of our own URLs."""
     if (known := find_known(server, method, path)) is not None:
         return known
     others = [route for route in routes_of(server.extensions) if route.pattern.fullmatch(path)]
-    if others and all(route.guard in NEED_KEY for route in others):  # none of TensorFlow Serving's
+    if others and all(route.guard in NEED_KEY for route in others):  # not TensorFlow Serving's URL
         allow = {"Allow": ", ".join(method for route in others for method in route.methods)}
         text = f"Method {method} is not allowed here: {path[:200]}"
         raise ServingError(text, "INVALID_ARGUMENT", HTTPStatus.METHOD_NOT_ALLOWED, allow)
@@ -8744,9 +8899,9 @@ def find_view(server: ModelServer, method: str, path: str) -> Found:
 
 
 def use_deployment(server: ModelServer, known: Found) -> Found:
-    """What a /model-serving URL selects: a deployment's model and version for its id.
+    """Replace the alias of a /model-serving URL by the model and version of that deployment.
 
-    An id that is none names a model itself.
+    An alias that is no deployment's id is a model's name.
     """
     others = dict(known.arguments)
     alias = others.pop("alias")
@@ -8760,7 +8915,7 @@ def use_deployment(server: ModelServer, known: Found) -> Found:
 
 
 def reached_by(server: ModelServer, found: Found) -> str:
-    """The model or handler that a URL reaches, under whichever name; else the name of its view."""
+    """The model or handler that a URL reaches, itself or by a deployment; else the view's name."""
     arguments = found.arguments
     if "model" in arguments:
         return arguments["model"]
@@ -8774,16 +8929,14 @@ def reached_by(server: ModelServer, found: Found) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """A server as it is mounted: with the host site's own check in place of keys,
-    where it has one.
-    """
+    """A mounted server, and the host site's own check in place of keys, if it has one."""
 
     server: ModelServer
     check: Callable[[Any], Any] | None = None
 
 
 def authorize(door: Door, call: Call, found: Found) -> Caller:
-    """Who calls; raises ServingError for those who may not."""
+    """The caller of a URL; raises ServingError for one who may not call it."""
     server, guard = door.server, found.route.guard
     if guard == "open" or not needs_key(server, found.route):
         return Caller()
@@ -8799,14 +8952,14 @@ def authorize(door: Door, call: Call, found: Found) -> Caller:
 
 
 def is_counted(call: Call, route: Route) -> bool:
-    """Whether a quota counts a call: not one that only tells how things are, or would be."""
+    """Whether a quota counts a call: not a `free` route, and not a reload with `dry_run`."""
     dry_run = route.view is view_reload and call.argument("dry_run").lower() in ("1", "true")
     return not (route.free or dry_run)
 
 
 def needs_key(server: ModelServer, route: Route) -> bool:
-    """Whether a route is for who has a key alone; what lists what is served is so where any of it
-    is.
+    """Whether a route needs a key; one that lists what is served needs it only if the config has
+    deployments or handlers, which need keys themselves.
     """
     if server.config.auth.protect == "all":
         return True
@@ -8816,9 +8969,9 @@ def needs_key(server: ModelServer, route: Route) -> bool:
 
 
 def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
-    """Who calls, as the host site's check has it: True, or a name, lets in.
+    """The caller by the host site's check: True or a name lets the call in.
 
-    False and None do not.
+    False, None and "" are answered 401; any other value is the site's mistake, 500.
     """
     found = check(call.site)
     if found is True:
@@ -8828,7 +8981,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if isinstance(found, str) and found.isprintable():
         return Caller(found[:100])
     if inspect.iscoroutine(found):
-        found.close()  # else Python complains that nobody awaited it
+        found.close()  # else Python warns that the coroutine was never awaited
     text = (
         f"authorize= has returned {type(found).__name__}: it must return True or a printable "
         "name to let the request in, False or None to answer 401 (it may also flask.abort)"
@@ -8847,7 +9000,7 @@ def list_reached(server: ModelServer, found: Found) -> list[str] | None:
     if "endpoint" in arguments:
         return [arguments["endpoint"].path]
     if "deployment" in arguments:
-        # none where none is called so: a key for a handler of that path would else be for it
+        # empty for an unknown id: else a key for a handler of the same name would fit
         return [d.id for d in server.config.deployments if d.id == arguments["deployment"]]
     return server.config.default_deployment if found.route.guard == "key" else []
 
@@ -8861,7 +9014,7 @@ def request_id_of(given: str | None) -> str:
 
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
-    """Answer a call, by its view or its error: with a request id, CORS headers and a log line."""
+    """Answer a call with its view's reply or its error; adds common headers and a log line."""
     server, trace, envelope, route = door.server, call.trace, BARE, ""
     call.allowance = server.allowance()
     try:
@@ -8875,17 +9028,17 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             found = found or find_view(server, call.method, call.path)
             envelope, route, trace.infers = found.envelope, found.name, found.route.infers
             trace.deployment = found.deployment
-            if route:  # else there is no such URL, whatever is sent
+            if route:  # empty for an unknown URL: 404 even with a wrong X-Request-Timeout
                 wish = call.environ.get("HTTP_X_REQUEST_TIMEOUT")
                 trace.limit(server.config.server.timeout_seconds, wish)
             call.caller = authorize(door, call, found)
             replied = found.route.view(server, call, **found.arguments)
         replied = dress(server, call, replied)
-    except BaseException as error:  # a site's own check, or a view, may also end with sys.exit
+    except BaseException as error:  # a site's own check or a view may call sys.exit
         if is_operators(error):
             raise
         if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
-            envelope = FULL  # of the URLs that find_view says this of
+            envelope = FULL  # `find_view` answers 405 only for URLs with this envelope
         if isinstance(error, ServingError) and error.key_name:
             call.caller = Caller(error.key_name)
         replied = dress(server, call, to_reply(error, call, envelope))
@@ -8896,7 +9049,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     for observe in server.observers:
         try:
             observe(server, trace, line, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without the extension
             logger.exception("An extension could not take note of a request")
     call.turn.defer(functools.partial(log_request, server, found, line))
     return replied
@@ -8910,13 +9063,13 @@ def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any
         logger.info(REQUEST_LINE, line)
 
 
-TRACEPARENT = re.compile(  # of a version to come, what is known of it (section 4.3)
+TRACEPARENT = re.compile(  # a later version is read by the fields known today (section 4.3)
     "(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 
 
 def read_parent(call: Call) -> tuple[str, str]:
-    """A request's traceparent and tracestate; empty where they are none (W3C Trace Context)."""
+    """A request's traceparent and tracestate (W3C Trace Context); empty when not well formed."""
     parent = call.header("traceparent").strip()
     return (parent, call.header("tracestate")) if TRACEPARENT.fullmatch(parent) else ("", "")
 
@@ -8947,8 +9100,8 @@ REQUEST_LINE = (
 
 
 def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
-    """A reply as it goes out: compressed where the client takes that, with its id, with what its
-    time went into, and with its CORS headers.
+    """The reply to send: compressed if the client accepts that, with its request id, its timings
+    and its CORS headers.
     """
     vary: list[str] = []
     if len(replied.body) >= server.config.server.gzip_min_bytes:
@@ -8957,7 +9110,7 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     for more in server.dressers:
         try:
             headers += more(server, call, replied)
-        except Exception:  # the answer is there all the same
+        except Exception:  # the reply is complete without these headers
             logger.exception("Headers of an extension are left out")
     headers += ("X-Request-Id", call.request_id), ("Server-Timing", tell_times(call.trace))
     if origins := server.config.server.cors_origins:
@@ -8973,13 +9126,13 @@ def dress(server: ModelServer, call: Call, replied: Reply) -> Reply:
     return replied.with_headers(*headers)
 
 
-# What most answers say, spelled at once: formatting costs more than all else here.
+# The common case in one format string: formatting costs more than all else in `tell_times`.
 PLAIN_TIMES = "queue;dur=%.3f, decode;dur=%.3f, inference;dur=%.3f, encode;dur=%.3f, total;dur=%.3f"
 
 
 def tell_times(trace: Trace) -> str:
-    """What the time of a request went into until now, in milliseconds, of the parts that there
-    were, and the total: a Server-Timing header (https://www.w3.org/TR/server-timing/).
+    """A Server-Timing header (https://www.w3.org/TR/server-timing/): the milliseconds that each
+    phase of the request has taken until now, without phases that took none, and the total.
     """
     now = trace.answered = time.perf_counter()
     trace.spent = queued, decoding, inference, routines, encoding = trace.measure(now)
@@ -8993,7 +9146,7 @@ def tell_times(trace: Trace) -> str:
     return ", ".join([*parts, f"total;dur={total:.3f}"])
 
 
-# Answers that are worth it; pictures are packed already.
+# Content types worth compressing; pictures are compressed already.
 COMPRESSIBLE = (
     "application/json",
     "application/x-npy",
@@ -9005,10 +9158,10 @@ COMPRESSIBLE = (
 
 
 def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
-    """Compress a large answer when the client's Accept-Encoding allows it; level 1, since most of
-    the gain costs least.
+    """Compress a large answer with gzip if the client's Accept-Encoding allows it; level 1 gives
+    most of the gain for the least time.
 
-    Adds to `vary` what the answer depends on.
+    Adds to `vary` the request headers that the answer depends on.
     """
     if replied.content_type not in COMPRESSIBLE:
         return replied
@@ -9019,7 +9172,7 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
     return dataclasses.replace(replied, body=packed).with_headers(("Content-Encoding", "gzip"))
 
 
-# Headers of requests that are read here, which pages of other origins may send.
+# Request headers that the server reads, so that pages of other origins may send them.
 READ_HEADERS = (
     "Authorization, x-api-key, Content-Type, Content-Encoding, Accept, If-Match, X-Request-Id, "
     "X-Request-Timeout, X-Serving-Page, X-Tensor-Dtype, X-Tensor-Shape, "
@@ -9028,11 +9181,11 @@ READ_HEADERS = (
 
 
 def preflight(server: ModelServer, call: Call) -> Reply:
-    """Answer OPTIONS, which browsers send without a key; TensorFlow Serving wants an Origin.
+    """Answer OPTIONS, which browsers send without a key; as in TensorFlow Serving, needs an Origin.
 
-    Of `null` (a page from a file, a sandboxed frame) and of apps (`capacitor://localhost`,
-    `tauri://localhost`, `chrome-extension://...`) as well, where the config lets them in, or a hook
-    of the site's may.
+    The origin may also be `null` (a page from a file, a sandboxed frame) or an app's
+    (`capacitor://localhost`, `tauri://localhost`, `chrome-extension://...`) if the config has
+    `cors_origins`, or if a hook of the host site may allow it.
     """
     if not server.config.server.cors_origins:
         is_sites = call.site is not None and call.header("Access-Control-Request-Method")
@@ -9052,11 +9205,10 @@ def preflight(server: ModelServer, call: Call) -> Reply:
 
 
 class OpenDoor:
-    """An app's WSGI callable, which answers the server's own URLs itself and hands all others to
-    Flask.
+    """An app's WSGI callable: answers the server's own URLs itself and hands all others to Flask.
 
-    As soon as anybody hooks anything onto the app, adds a view of his own, or puts one in the place
-    of another, all URLs are Flask's.
+    As soon as somebody hooks anything onto the app, or adds or replaces a view, Flask answers all
+    URLs.
     """
 
     def __init__(self, door: Door, app: Flask):
@@ -9071,7 +9223,7 @@ class OpenDoor:
             replied = self.answer(environ, path, found) if found else None
         except ServingError:
             replied = None
-        except Exception:  # of an extension, asked again where it is that request's error
+        except Exception:  # of an extension's `find`; `answer_call` calls it again, to report it
             replied = self.answer(environ, path)
         if replied is None:
             return self.through_flask(environ, start_response)
@@ -9080,7 +9232,7 @@ class OpenDoor:
     def answer(
         self, environ: dict[str, Any], path: str, found: Found | None = None
     ) -> Reply | None:
-        """The answer to what a path has selected; None where Flask is to answer."""
+        """The reply to a path that selects `found`; None if Flask must answer it."""
         views = [*self.app.view_functions.values()]
         if views != self.views or is_hooked(self.app) or "HTTP_UPGRADE" in environ:
             return None
@@ -9100,9 +9252,7 @@ RECEIVERS = operator.attrgetter("receivers")
 
 
 def is_hooked(app: Flask) -> bool:
-    """Whether a site does anything around its views,
-    which only Flask knows how to do in its order.
-    """
+    """Whether a site has hooks around its views, which only Flask runs in their right order."""
     return bool(
         app.before_request_funcs
         or app.after_request_funcs
@@ -9137,12 +9287,12 @@ def send(
 
 
 def make_view(door: Door, rule: str) -> Callable[..., Response]:
-    """A view of Flask's for a rule: the request as a call, the reply as a response.
+    """A Flask view for a URL rule: makes a Call of the request and a Response of the Reply.
 
-    A function as people write them: extensions ask for its name and module.
+    It is a plain function, since Flask extensions read a view's name and module.
     """
 
-    def respond(**values: Any) -> Response:  # among them those of the site's own prefix
+    def respond(**values: Any) -> Response:  # `values` include those of the site's own prefix
         decoded = re.sub(r"<(?:[^<>]*:)?(\w+)>", lambda name: values[name[1]], rule)
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
@@ -9164,8 +9314,8 @@ def list_urls(server: ModelServer) -> list[str]:
 
 
 def within(site: Flask, door: Door) -> Door:
-    """The door of a server in a site. Errors of the site's check are answered as they are in its
-    own views: by its `errorhandler`, where it has one for them.
+    """The door of a server mounted in a site. Errors of the site's check are answered as in the
+    site's own views: by its `errorhandler`, if it has one for them.
     """
     check = door.check
     if check is None:
@@ -9191,19 +9341,19 @@ def create_blueprint(
     """The server's URLs as a Flask blueprint:
     `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
-    Its errors are answered inside; the site's error pages, hooks and other URLs stay as they are.
-    Models begin to load in the background with the first request that needs them, or with `start`;
-    with `eager`, now, after TensorFlow's import, which is waited for. The server is
+    The blueprint answers its own errors; the site's error pages, hooks and other URLs stay as they
+    are. Models begin to load in the background with the first request that needs them, or with
+    `start`; with `eager`, now, and this call waits for TensorFlow's import. The server is
     `site.extensions["serving"][blueprint.name]`.
-    `authorize(request)` stands in for keys: True, or the caller's name for the log, lets the
-    request in; False and None are answered 401; it may `flask.abort` too, or raise what the site
-    has an `errorhandler` for. Raises ConfigError.
+    `authorize(request)` replaces keys: True, or the caller's name for the log, lets the request
+    in; False and None are answered 401; it may also call `flask.abort`, or raise an error that the
+    site has an `errorhandler` for. Raises ConfigError.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
     if eager:
-        if door.server.config.models:  # before the site can import it at the same time
-            with contextlib.suppress(LoadError):  # which each model's load tells
+        if door.server.config.models:  # now, so that the site does not import it at the same time
+            with contextlib.suppress(LoadError):  # each model's load reports it
                 tensorflow()
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
@@ -9227,17 +9377,17 @@ def create_blueprint(
 
 
 REST = "<serving_rest:serving_rest>"
-ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, which WSGI has decoded
+ANY_MODEL = "<serving_rest:serving_model>"  # a name may hold a slash, as WSGI decodes %2F
 
 
 @functools.cache
 def rules_of(extensions: tuple[Extension, ...]) -> tuple[str, ...]:
-    """Flask's rules for the URL table; its names are ours, a site's prefix may have others."""
+    """The URL table as Flask rules; arguments get a `serving_` prefix, unlike those of a site."""
     urls = [url for row in routes_of(extensions) for url in spellings(row.url)]
     below = tuple(own.partition("{")[0] for own in OWN)
     alone = [url for url in urls if not url.startswith(below)]
     rules = [BRACES.sub(r"<serving_\1>", url.replace("{model}", ANY_MODEL)) for url in alone]
-    # Any of one name: a page of the site's at the very same URL comes before it.
+    # The first segment as a converter weighs less than text: the site's own page at that URL wins.
     rules = [re.sub(r"^/([^/<]+)", r"/<any('\1'):serving_root>", rule) for rule in rules]
     own = [url.replace("{rest}", REST) for url in OWN]
     return tuple(dict.fromkeys([*own, *rules]))
@@ -9251,7 +9401,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     mounted[state.name] = server
     site.url_map.converters["serving_rest"] = RestConverter
     rules = (*rules_of(server.extensions), *list_urls(server))
-    # Where hosts are told apart, a rule is for one of them: these are for any.
+    # With host matching, a rule needs a host: these rules match any.
     host = {"host": "<serving_host>"} if site.url_map.host_matching else {}
     for index, rule in enumerate(rules):
         if rule == "/" and not state.url_prefix:  # a site's own front page
@@ -9268,7 +9418,7 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
     later = f"{state.name_prefix}.{state.name}.respond_later".lstrip(".")
     site.view_functions[later] = make_later_view(door)
     mount = functools.partial(add_later_rules, door, state, later, {*rules}, host)
-    # A server may outlive its sites, those of a test each: only the site itself holds it.
+    # Only the site holds `mount`: a server may outlive its sites, as in tests.
     site.extensions.setdefault("serving_mounts", []).append(mount)
     server.mounts.append(weakref.ref(mount, server.mounts.remove))
 
@@ -9276,8 +9426,8 @@ def add_rules(door: Door, state: BlueprintSetupState) -> None:
 def add_later_rules(
     door: Door, state: BlueprintSetupState, endpoint: str, known: set[str], host: Mapping[str, Any]
 ) -> None:
-    """Add the URLs of handlers that a reload has brought. A site that runs takes no new ones by
-    `add_url_rule`, its map does.
+    """Add the URLs of handlers that a reload has brought, straight to the site's URL map: a running
+    site refuses `add_url_rule`.
     """
     for path in list_urls(door.server):
         if path in known:
@@ -9297,9 +9447,9 @@ def add_later_rules(
 
 
 def make_later_view(door: Door) -> Callable[..., Response]:
-    """A view for the handlers that a reload brings.
+    """A view for the handlers that a reload adds.
 
-    Where another takes one away, its URL is the site's 404.
+    When a later reload removes a handler, its URL answers the site's 404.
     """
 
     def respond_later(serving_path: str, **values: Any) -> Response:
@@ -9340,7 +9490,7 @@ def create_app(
         path = raw_path(request.environ, request.path)
         return to_response(answer_call(door, Call(request.environ, path), nothing))
 
-    if authorize is None:  # which wants Flask's request
+    if authorize is None:  # `authorize` takes Flask's request, so Flask must answer all URLs
         app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]
     return app
 
@@ -9353,26 +9503,24 @@ def create_app(
 
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# characters; what has room for more takes 4096 bytes without waiting (Linux's and macOS's PIPE_BUF,
-# or more)
+# Characters per write, at most 4 bytes each in UTF-8: what `select` calls writable takes 4096
+# bytes without blocking (PIPE_BUF of Linux and macOS, or more).
 PRINTED_CHARACTERS = 1000
 
 
 class PatientHandler(logging.StreamHandler):
-    """Writes lines to a stream that may stop taking them; then they are dropped and counted, and no
-    request waits.
+    """A log handler that never blocks: while its stream takes no more, lines are dropped and
+    counted, so that no request waits.
 
-    Where the system cannot tell whether a stream takes more, its lines are written as ever.
+    If the system cannot tell whether a stream takes more, lines are written anyway.
     """
 
     dropped = 0
-    joined: list[str] | None = None  # lines that are to be written together
+    joined: list[str] | None = None  # lines kept by `together` until its end
 
     @functools.cached_property
     def always_takes(self) -> bool:
-        """Whether the stream is a file: that takes all,
-        and the system need not be asked each time.
-        """
+        """Whether the stream is a regular file, which always takes more: no `select` is needed."""
         try:
             return stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
         except (AttributeError, OSError, ValueError):
@@ -9384,7 +9532,7 @@ class PatientHandler(logging.StreamHandler):
         try:
             return bool(select.select([], [self.stream.fileno()], [], 0)[1])
         except (AttributeError, OSError, ValueError):
-            # no file of the system's; Windows can tell of sockets alone
+            # not a file descriptor; or Windows, where `select` takes sockets alone
             return True
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -9399,9 +9547,9 @@ class PatientHandler(logging.StreamHandler):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write the lines of a `with` at its end: each write costs more than its line.
+        """Collect the lines of a `with` block and write them at its end: each write is costly.
 
-        Of several at once, in different threads, the first has them all.
+        If several threads are inside at once, the first one's block collects the lines of all.
         """
         own: list[str] = []
         with self.lock or contextlib.nullcontext():
@@ -9430,7 +9578,7 @@ class PatientHandler(logging.StreamHandler):
                 self.handleError(logging.makeLogRecord({"msg": f"{number} lines"}))
 
     def write_text(self, text: str, most: int) -> bool:
-        """Write a text, at most so many characters at once; False where it does not fit."""
+        """Write a text in pieces of `most` characters; False if the stream stops taking them."""
         for start in range(0, len(text), most):
             if not self.takes_more():
                 return False
@@ -9440,8 +9588,8 @@ class PatientHandler(logging.StreamHandler):
 
 
 def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
-    """Lines joined to texts of no more than `most` characters, where each is not longer itself,
-    and how many there are in each.
+    """Join lines to texts of at most `most` characters, each with its number of lines; a longer
+    line is a text of its own.
     """
     joined: list[str] = []
     size = 0
@@ -9457,7 +9605,7 @@ def join_lines(lines: Iterable[str], most: int) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def lines_together() -> Iterator[None]:
-    """Have the log's lines of a `with` written together, where this server writes the log."""
+    """Write the log lines of a `with` block together, if the log has a PatientHandler."""
     with contextlib.ExitStack() as stack:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, PatientHandler):
@@ -9465,17 +9613,18 @@ def lines_together() -> Iterator[None]:
         yield
 
 
-# Lines of C++ that TensorFlow and what it loads write at each start, whatever they are told: before
-# their log is set up, absl writes all of it. Errors are not among them, but for those that say that
-# a machine without an NVIDIA device has none.
+# Lines that the C++ of TensorFlow and its libraries writes to stderr at each start, whatever
+# TF_CPP_MIN_LOG_LEVEL says, since absl writes everything before its log is set up. Errors are not
+# noise, except those (NO_DEVICE) that only say that a machine has no NVIDIA device.
 NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:\d+\."
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |To enable the following instructions"
 )
 NO_DEVICE = r"|(E\d{4}|\d{4}-\d\d-\d\d \S+ E) .*(cuInit|Unable to register cu\w+ factory)"
 END_OF_NOISE = "\x1eend of noise\n"
-# A process of its own passes on what is no noise at once, keeps the rest, and hands it over at the
-# end; where that does not come, the server has crashed, and all is written.
+# The program of a child process that reads the server's stderr: passes other lines on at once and
+# keeps noise. After END_OF_NOISE it hands the kept lines to the server; if its input ends without
+# that line, the server has crashed, and it writes the kept lines to stderr.
 SORTER = """
 import os, re, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -9510,14 +9659,14 @@ def spelling(stream: Any) -> Iterator[None]:
 
 
 class Process:
-    """What `run` and `main` change of the process, within a `with`; its end puts all of it back.
+    """All that `run` and `main` change in the process; the end of the `with` block restores it.
 
-    A server inside somebody's site changes none of this.
+    A server inside a host site changes none of this.
     """
 
     def __enter__(self) -> "Process":
-        self._undo, self._told = contextlib.ExitStack(), False  # the latter: to end, by a signal
-        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # stderr, and who sorts it
+        self._undo, self._told = contextlib.ExitStack(), False  # `_told`: a signal told it to end
+        self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # real stderr, sorter process
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -9529,8 +9678,8 @@ class Process:
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
-        """Keep out of the log what TensorFlow and Pillow say of their
-        own code and of clients' files. Stdout spells what its encoding lacks, as stderr does.
+        """Keep messages of TensorFlow and Pillow about their own code and clients' files out of the
+        log. Let stdout escape characters that its encoding lacks, as stderr does.
         """
         self._undo.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
@@ -9539,27 +9688,27 @@ class Process:
         library = logging.getLogger("tensorflow")
         self._undo.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
-        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # who sets these wants all of it
+        if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # set by a user who wants it all
             self.hide_noise()
-        # Each new text about a picture would be kept for ever.
+        # Python would remember each new warning text about a picture for ever.
         self._undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
     def hide_noise(self) -> None:
-        """Keep what TensorFlow's C++ writes to stderr at its start for the debug log, until
-        `show_noise`. Python's stderr is written to as before.
+        """Collect what TensorFlow's C++ writes to stderr at its start, until `show_noise` sends it
+        to the debug log. `sys.stderr` keeps writing to the real stderr.
         """
         try:
             if sys.stderr.fileno() != 2 or not sys.executable or "tensorflow" in sys.modules:
-                return  # it goes elsewhere; or there is nobody to ask, nothing to come
+                return  # not the real stderr; no Python to run; or TensorFlow has started already
         except (AttributeError, OSError, ValueError):
             return
-        if getattr(sys, "frozen", False):  # its executable is no Python's
+        if getattr(sys, "frozen", False):  # `sys.executable` is not a Python interpreter
             return
         noise = NOISE if os.path.exists("/dev/nvidiactl") else NOISE + NO_DEVICE
         command = [sys.executable, "-I", "-S", "-c", SORTER, noise, END_OF_NOISE]
         pipe = subprocess.PIPE
-        try:  # not in reach of Ctrl-C: it ends with this process
+        try:  # in a session of its own, so that Ctrl-C does not reach it
             sorter = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
         except OSError:
             return
@@ -9575,23 +9724,23 @@ class Process:
         self._undo.callback(self.show_noise)
 
     def show_noise(self) -> None:
-        """Let stderr be what it was; what was kept goes into the debug log. Twice is once."""
+        """Restore stderr and log the kept lines at DEBUG; a second call does nothing."""
         try:
             aside, sorter = self._aside.pop()
         except IndexError:
             return
-        with contextlib.suppress(OSError):  # it was killed: what it kept is lost
+        with contextlib.suppress(OSError):  # the sorter was killed: the lines it kept are lost
             os.write(2, END_OF_NOISE.encode())
         os.dup2(aside, 2)
         with typing.cast(typing.BinaryIO, sorter.stdout) as kept:
             for line in kept:
                 logger.debug("%s", line.decode(errors="replace").rstrip())
-        # It lives on where a process that was started meanwhile still writes to it.
+        # The sorter lives on while a child process started meanwhile has its pipe as stderr.
         with contextlib.suppress(subprocess.TimeoutExpired):
             sorter.wait(1)
 
     def write_log(self) -> logging.Handler | None:
-        """Write the log to stderr, unless somebody writes it already; returns what writes it."""
+        """Write the log to stderr; returns the handler, None if the root logger has one already."""
         root = logging.getLogger()
         if root.handlers:
             return None
@@ -9601,22 +9750,22 @@ class Process:
         self._undo.callback(root.removeHandler, handler)
         self._undo.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
-        # No format here names these, and each costs (Python's Logging HOWTO, "Optimization").
+        # Our formats use none of these, and each costs time (Logging HOWTO, "Optimization").
         for name in ("logThreads", "logProcesses", "logMultiprocessing"):
             self.set(logging, name, False)
         self.set(logging, "_srcfile", None)
         return handler
 
     def tend_memory(self) -> None:
-        """Let what stays out of collections, let those be rare, and give back what loading has
-        used.
+        """Make garbage collections rare, keep lasting objects out of them, and return memory to the
+        system after loads.
 
-        What requests leave is freed at once, without them, and TensorFlow's 250,000 objects stay: a
-        request whose JSON makes many lists would have them walked over again and again.
+        Reference counts free what requests leave, while TensorFlow's 250,000 objects stay: without
+        this, a request whose JSON makes many lists has them walked again and again.
         """
         self._undo.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
-        is_free = gc.get_freeze_count() == 0  # else somebody has frozen what is to stay so
+        is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
         tidy = functools.partial(tidy_memory, is_free)
         TIDY.append(tidy)
         self._undo.callback(TIDY.remove, tidy)
@@ -9624,21 +9773,21 @@ class Process:
             self._undo.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
-        """Let SIGTERM, SIGINT and SIGHUP set `stop`, and a second one end the process.
+        """Let SIGTERM, SIGINT and SIGHUP set `stop`; a second SIGTERM or SIGINT ends the process.
 
-        In the main thread alone.
+        Does nothing outside the main thread, where Python refuses signal handlers.
         """
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
         def end(number: int, _: Any) -> None:
-            # a terminal that closes sends it, and so does its shell
+            # SIGHUP is no second signal: a closing terminal and its shell both send it
             if stop.is_set() and number != hangup:
                 os._exit(1)
             self._told = True
             stop.set()
 
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
             numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
@@ -9647,10 +9796,8 @@ class Process:
                     self._undo.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
-        """Do the last job; where a signal has told the process to end, it ends after so many
-        seconds.
-
-        Nobody can end a load that hangs in a model's files or in somebody's code.
+        """Do the last job. After a signal, end the process if the job takes longer than `seconds`:
+        nothing can interrupt a load that hangs in a model's files or in somebody's code.
         """
         if not self._told:
             return job()
@@ -9672,10 +9819,10 @@ def close_anyway(stream: typing.TextIO) -> None:
 
 
 def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect, and give freed memory back; set aside what is left, if asked for and nobody else
-    does.
+    """Collect garbage and return freed memory to the system; with `freeze`, exclude the remaining
+    objects from later collections, unless somebody else has frozen some (not `is_free`).
 
-    All wait for it: some milliseconds, and 0.1 s over TensorFlow's objects, just after its import.
+    All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its import.
     """
     gc.collect()
     if freeze and is_free:
@@ -9692,7 +9839,7 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 # ==================================================================================================
 
 
-# Options of the command line: names, what argparse is told.
+# Options of the command line: the names and keyword arguments for argparse's `add_argument`.
 OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("path",),
@@ -9797,7 +9944,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )
 
 
-# Options of TensorFlow Serving and OpenVINO Model Server that are spelled otherwise here.
+# Options of TensorFlow Serving and OpenVINO Model Server, and what to use here instead.
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("--enable_batching", "--batching_parameters_file"), "a model's 'batching'"),
     **dict.fromkeys(
@@ -9818,10 +9965,10 @@ ELSEWHERE: dict[str, str] = {
     ),
 }
 
-# Options that a command is told beside its own value: command(source, (value, host, port)).
+# Further options that a command gets with its own value: command(source, (value, host, port)).
 TOLD_BESIDE: dict[str, tuple[str, ...]] = {"deploy": ("to",), "doctor": ("host", "port")}
-HOST, PORT = "127.0.0.1", 8501  # where nobody says otherwise
-# Under which title `--help` shows an option; those not named here do one thing and exit.
+HOST, PORT = "127.0.0.1", 8501  # the defaults
+# The titles under which `--help` groups options; all others stand under COMMANDS_TITLE.
 TITLES: dict[str, tuple[str, ...]] = {
     "what to serve": ("path", "--config", "--model_name", "--model_base_path"),
     "how to serve it": ("--host", "--port", "--file_system_poll_wait_seconds"),
@@ -9865,8 +10012,8 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
                 help=(inspect.getdoc(command) or "").replace("%", "%%"),
             )
     parser.set_defaults(
-        host=os.environ.get("SERVING_HOST", HOST),
-        port=os.environ.get("SERVING_PORT", str(PORT)),
+        host=os.environ.get("SERVING_HOST") or HOST,
+        port=os.environ.get("SERVING_PORT") or str(PORT),
         to=f"http://{HOST}:{PORT}",
     )
     return parser
@@ -9875,7 +10022,7 @@ def build_parser(extensions: Sequence[Extension] = ()) -> argparse.ArgumentParse
 def choose_source(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> "str | dict[str, Any]":
-    """What the options tell to serve; ends with status 2 when they contradict each other.
+    """What to serve by the options; exits with status 2 if they contradict each other.
 
     Raises ConfigError for a PATH with nothing to serve, OSError for one that cannot be read.
     """
@@ -9891,7 +10038,7 @@ def choose_source(
 
 
 def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """End with status 2, and what to write, for options of other servers that mean nothing here."""
+    """Exit with status 2 for an option of another server, naming what replaces it here."""
     names = [argument.partition("=")[0] for argument in arguments]
     for name in names:
         if name in ELSEWHERE:
@@ -9900,8 +10047,22 @@ def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         parser.error("--port is the same as --rest_port here, as there is no gRPC: leave one out")
 
 
+def refuse_unknown(
+    parser: argparse.ArgumentParser, rest: Sequence[str], names: Iterable[str]
+) -> None:
+    """Exit with status 2 for arguments that argparse does not know; name the first option."""
+    known = [name for spellings, _ in OPTIONS for name in spellings] + [f"--{n}" for n in names]
+    for option in (argument.partition("=")[0] for argument in rest if argument.startswith("-")):
+        close = similar_key(option, known)
+        parser.error(
+            f"unknown option {option}: {f'did you mean {close}?' if close else 'see --help'}"
+        )
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+
+
 def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with status 2 when options contradict each other, or cannot be."""
+    """Exit with status 2 if options contradict each other, are empty or out of range."""
     kinds = {"path": "PATH", "config": "--config", "model_name": "--model_name"}
     given = [kind for name, kind in kinds.items() if getattr(options, name) is not None]
     spelled = kinds | {"model_base_path": "--model_base_path"}
@@ -9921,9 +10082,9 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
 
 
 def source_at(path: str) -> "str | dict[str, Any]":
-    """What a PATH serves: a config file, or a config of the models that are there.
+    """What a PATH serves: the path of a config file, or a config of the models found there.
 
-    Raises ConfigError where nothing is there to serve, OSError for a path that cannot be read.
+    Raises ConfigError if there is nothing to serve, OSError for a path that cannot be read.
     """
     place = Path(os.path.abspath(path))
     models = models_at(place)
@@ -10007,11 +10168,13 @@ class Waitress:
         return int(self.listeners[0].effective_port)
 
     def turn(self, seconds: float = 0.5) -> None:
-        """Wait for what comes, at most so long, and see to it."""
+        """Wait at most `seconds` for socket events and handle those that come."""
         wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
 
     def finish(self, seconds: float) -> None:
-        """Accept nothing more, answer what has come, close each connection when it is idle."""
+        """Stop accepting, answer what has come, close connections as they become idle; give up
+        after `seconds`.
+        """
         for listener in self.listeners:
             listener.del_channel(self.sockets)
             listener.socket.close()
@@ -10032,7 +10195,6 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     else it is waitress's own.
     """
     options = server.config.server
-    # sees clients that went away
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -10044,7 +10206,7 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "recv_bytes": 1 << 20,
         "outbuf_overflow": 64 << 20,
         "outbuf_high_watermark": 64 << 20,
-        "channel_request_lookahead": 1,
+        "channel_request_lookahead": 1,  # sees clients that went away
     }
     if options.trusted_proxy:
         adjustments["trusted_proxy"] = options.trusted_proxy
@@ -10060,8 +10222,8 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """What is printed inside may find no room: a full disk ends no server. Its stdout is given up
-    then, as Python's documents of SIGPIPE have it: at the end of the process it would fail again.
+    """Let the server survive a print that fails, as on a full disk. Stdout then becomes os.devnull,
+    as Python's "Note on SIGPIPE" advises, or flushing it at exit would fail again.
     """
     try:
         yield
@@ -10089,7 +10251,7 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
         return
     for model, states in server.manager.states().items():
         for version, state in sorted(states.items(), reverse=True):
-            servable = state.servable  # the loader may take it away meanwhile
+            servable = state.servable  # read once: the loader may set it to None meanwhile
             device = f" on {servable.device}" if servable and servable.device else ""
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
@@ -10119,9 +10281,9 @@ def run(
     SERVING_PORT that is no number.
     """
     if host is None:
-        host = os.environ.get("SERVING_HOST", HOST)
+        host = os.environ.get("SERVING_HOST") or HOST
     if port is None:
-        port = read_port(os.environ.get("SERVING_PORT", str(PORT)))
+        port = read_port(os.environ.get("SERVING_PORT") or str(PORT))
     with Process() as process:
         process.quiet_libraries()
         process.tend_memory()
@@ -10141,11 +10303,11 @@ def serve(
     """Listen, load, answer until `stop`, and end well."""
     socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     server.says_key = True
-    # First: a taken port is known before any model is loaded.
+    # Listen first, so that a port in use fails before any model is loaded.
     http = listen(server, create_app(server), host, port)
-    process.take_signals(stop)  # before a load begins, which a signal may find hanging
-    server.start()  # not `eager`: TensorFlow's import is not waited for, nobody else begins one
-    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a browser opens no wildcard
+    process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
+    server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
+    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     with printing():
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
@@ -10177,7 +10339,7 @@ def new_key(name: str) -> int:
     return 0
 
 
-# --- what is wrong with a config ----------------------------------------------------------------
+# --- what --check prints ------------------------------------------------------------------------
 
 
 def check_config(extensions: Sequence[Extension], source: str | dict[str, Any], _: bool) -> int:
@@ -10196,7 +10358,7 @@ RED, YELLOW, GREEN = 31, 33, 32  # ANSI's codes
 
 
 def paint(text: str, colour: int) -> str:
-    """Coloured on a terminal, unless NO_COLOR forbids it (https://no-color.org)."""
+    """A text in colour; plain off a terminal or with NO_COLOR (https://no-color.org)."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
@@ -10208,125 +10370,6 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-Row = tuple[str, str, str, str]  # of what would be served: its kind, its name, what it is, where
-
-
-def examine(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """What a config would serve, a row each, and what is wrong with it and with its folders."""
-    config, prepared = server.config, server.prepared
-    rows, problems, served = check_models(config)
-    problems += [ready.problem for ready in prepared.deployments.values() if ready.problem]
-    problems += check_modules(config)
-    for extension in server.extensions:
-        more, wrong = extension.check(server)
-        rows += more
-        problems += wrong
-    for deployment in config.deployments:
-        labels = prepared.deployments[deployment.id].labels
-        what = f"model {deployment.model}, {len(labels)} classes"
-        rows.append(("deployment", deployment.id, what, ""))
-    problems += check_deployments(config, served)
-    return rows, problems + check_pictures(config, prepared, served)
-
-
-def check_models(config: Config) -> tuple[list[Row], list[str], dict[str, list[int]]]:
-    """A row for each model, what is wrong with its folders,
-    and by name the versions to be served.
-    """
-    rows, problems = list[Row](), list[str]()
-    served: dict[str, list[int]] = {}
-    for look in look_at(config, list_told):
-        problems += look.problems
-        if look.picked is None:
-            continue
-        model = look.model
-        served[model.name] = list(look.picked)
-        numbers, devices = ", ".join(map(str, look.picked)) or "none", ", ".join(model.targets)
-        rows.append(("model", model.name, f"version {numbers} on {devices}", model.base_path))
-        problems += check_versions(look)
-    return rows, list(dict.fromkeys(problems)), served
-
-
-def list_told(base_path: str) -> dict[int, Path]:
-    """As `list_versions`; its error names the folder, too."""
-    try:
-        return list_versions(base_path)
-    except LoadError as error:
-        raise LoadError(f"{error}: {base_path}") from None
-
-
-def check_versions(look: Look) -> list[str]:
-    """What is wrong with the versions that a model's policy picks."""
-    base_path, tags = look.model.base_path, look.model.tags
-    if not look.picked:
-        hint = "" if look.folders else explain_no_versions(base_path)
-        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
-    problems = []
-    for version, folder in look.picked.items():
-        if find_model_file(folder) is not None:
-            continue
-        if not any(file.stat().st_size for file in folder.glob("saved_model.pb*")):
-            text = f"version {version} holds no saved_model.pb, or an empty one: {folder}"
-            problems.append(f"{look.path}: {text}")
-            continue
-        try:
-            tensorflow()
-        except LoadError as error:  # the same of each version and model
-            problems.append(error.message)
-            continue
-        try:
-            find_graph(read_graphs(folder), tags)
-        except LoadError as error:
-            problems.append(f"{look.path}.tags: version {version}: {error}")
-        except Exception as error:
-            problems.append(f"{look.path}: version {version}: {explain(error)}")
-    return problems
-
-
-def check_modules(config: Config) -> list[str]:
-    """Which modules of operations are not installed; nothing is imported."""
-    return [
-        f"$.import_modules[{index}]: {name}: no such module is installed"
-        for index, name in enumerate(config.import_modules)
-        if not is_installed(name)
-    ]
-
-
-def is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module.partition(".")[0]) is not None
-    except ValueError:  # no name of a module
-        return False
-
-
-def check_pictures(
-    config: Config, prepared: Prepared, served: Mapping[str, list[int]]
-) -> list[str]:
-    """Which deployments' models take no pictures, or do not tell what their outputs are.
-
-    By their files alone: what of those cannot be read is told when they are loaded.
-    """
-    problems: list[str] = []
-    models = {model.name: model for model in config.models}
-    for ready in prepared.deployments.values():
-        name, pinned = ready.config.model, ready.config.version
-        if ready.problem or not served.get(name):
-            continue
-        label = models[name].version_labels.get(ready.config.version_label)
-        version = pinned if pinned is not None else label or max(served[name])
-        try:
-            folder = list_versions(models[name].base_path)[version]
-            found = read_signatures(folder, models[name].tags)
-        except Exception:  # no such version, or no file of a graph: told elsewhere
-            continue
-        try:
-            labels = ready.labels_in(folder)
-            ready.build_model(found.get("serving_default"), labels)
-        except ValueError as error:
-            problems += filter(None, [ready.tell(error)])
-    return problems
-
-
 # --- the command line ---------------------------------------------------------------------------
 
 
@@ -10335,7 +10378,7 @@ def missing_command(name: str, source: Any, value: Any) -> int:
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
-    """What the command line does besides serving, by option."""
+    """The commands of the command line by option name: command(source, value) -> exit status."""
     known: dict[str, Callable[[Any, Any], int]] = {
         name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
     }
@@ -10363,13 +10406,14 @@ def main(
     """
     try:
         extensions = installed() if extensions is None else extensions
-    except ImportError as error:  # of another version; or a package of theirs is not there
+    except ImportError as error:  # extensions of another version, or a package they need is missing
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
     given = spell_command(sys.argv[1:] if arguments is None else arguments)
     refuse_foreign(parser, given)
-    options = parser.parse_args(given)
+    options, rest = parser.parse_known_args(given)
+    refuse_unknown(parser, rest, commands(extensions))
     with Process() as process:
         process.quiet_libraries()
         handler = process.write_log()
@@ -10387,8 +10431,8 @@ def main(
 
 
 def spell_command(arguments: Sequence[str]) -> list[str]:
-    """A command line whose first word is a command, `serving doctor`, with the option that it is:
-    a path goes before.
+    """Turn a command given as the first word, `serving doctor`, into its option, `--doctor`, unless
+    a path of that name exists.
     """
     serving = {name for names in TITLES.values() for name in names}
     known = {names[0] for names, _ in OPTIONS if names[0] not in (*serving, "--to")}
@@ -10402,9 +10446,20 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     """What is wrong with a file, and what to do where the command line meant something else."""
     text = str(error.strerror or error)
     given = (options.path, options.config, options.model_name)
+    if os.path.isdir(options.config or ""):
+        return f"it is a folder; 'serving {options.config}' serves the models in it"
     if isinstance(error, FileNotFoundError) and given == (None, None, None):
         text += "; name what to serve, 'serving models/mine', or write a project, --init"
     return text
+
+
+def port_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """The port of the options; ends with status 2 and the name of what gives a wrong one."""
+    given = options.port != parser.get_default("port")
+    try:
+        return read_port(options.port, "argument --port" if given else "SERVING_PORT")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def obey(
@@ -10414,7 +10469,7 @@ def obey(
     handler: logging.Handler | None,
     extensions: Sequence[Extension],
 ) -> int:
-    """Do what the options tell, the log written by `handler` where it is ours.
+    """Run a command, or serve, as the options say; `handler` writes the log if it is our own.
 
     Returns the exit status.
     """
@@ -10423,14 +10478,11 @@ def obey(
         return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
-            if handler is not None:  # what it does it prints
+            if handler is not None:  # a command prints its result, so the log stays short
                 logging.getLogger().setLevel(logging.WARNING)
             also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
             return command(source, (value, *also) if also else value)
-    try:
-        port = read_port(options.port, "argument --port")
-    except ValueError as error:
-        parser.error(str(error))
+    port = port_of(parser, options)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions
     )

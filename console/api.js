@@ -68,7 +68,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
 	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);
-	if (response) Object.assign(contact, {seen: Date.now(), gone: false});
+	if (response && !/max-age/.test(response.headers.get("Cache-Control"))) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
 	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
 	if (error.status !== 401) throw error;

@@ -7,7 +7,7 @@ const links = [...document.querySelectorAll("nav a")]; // to the parts, each a m
 
 let shown = {turn: 0};
 
-/** Show the part that the address names, `#try/shapes` as `try` with `["shapes"]`; it returns what ends it. */
+/** Show the part of the address: `#try/shapes` is `try` with `["shapes"]`; returns what ends it. */
 async function route() {
 	const [wanted, ...rest] = location.hash.split("/"), names = rest.filter(Boolean).map(decoded), turn = ++shown.turn;
 	const link = links.find((one) => one.hash === wanted) ?? links[0], part = link.hash.slice(1);

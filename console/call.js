@@ -26,8 +26,11 @@ export class Caller {
 		this.fail("");
 	}
 
+	/** The button works again, and has the focus if it had it before. */
 	rest() {
+		const at = document.activeElement;
 		this.button.disabled = false;
+		if (at === this.stop || (this.held && at === document.body)) this.button.focus();
 		this.stop.hidden = true;
 		this.ticker.textContent = "";
 	}
@@ -35,17 +38,19 @@ export class Caller {
 	fail(text) {
 		this.error.textContent = text;
 		this.error.hidden = !text;
+		if (text) this.error.scrollIntoView({block: "nearest"});
 	}
 
 	/**
-	 * The answer to `question(signal)`: {response, answer, time, text}; null where it failed, nothing where it was stopped,
-	 * or something else asked since. `text` is JSON as it came, where a browser cannot read all of it.
+	 * The answer to `question(signal)`: {response, answer, time, text}; null if it failed, undefined if it was stopped
+	 * or replaced by another question. `text` is the JSON as it came if a browser cannot read all of it.
 	 */
 	async run(question) {
 		this.abort?.abort();
 		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
 		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`;
 		this.fail("");
+		this.held = document.activeElement === this.button;
 		this.button.disabled = true;
 		this.stop.hidden = false;
 		const ticking = setInterval(() => this.tick(began), 200);
@@ -55,7 +60,7 @@ export class Caller {
 			if (turn !== this.turn) return;
 			const time = timing(response, took);
 			fill(this.times, timeBar(time));
-			this.status.textContent = "";
+			this.status.textContent = "Answered.";
 			return {response, answer, time, text};
 		} catch (error) {
 			if (turn !== this.turn) return;

@@ -17,7 +17,7 @@ export function curlOf(own, url, method, headers, body) {
 	return {curl: words.map(word).join(" "), file};
 }
 
-/** A call's code: what to ask the server, or curl if the body is no short JSON; without a body, an example. */
+/** How to ask for a call's code: curl's if the body is no short JSON; without a body it has an example. */
 export function codeOf(own, url, body, method = "POST", type = "application/json") {
 	const call = JSON.stringify({path: `/${url}`, method, ...(own && {key: own})});
 	if (body === undefined || method === "GET") return {body: call};

@@ -2,7 +2,7 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element, as `make("p.soft", {id}, "text")`: tag and classes, properties or attributes where there are some, children. */
+/** An element, as `make("p.soft", {id}, "text")`: tag and classes, properties or attributes, children. */
 export function make(name, ...given) {
 	const [tag, ...classes] = name.split("."), element = document.createElement(tag);
 	const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
@@ -70,7 +70,7 @@ export const shownBitmap = (bitmap, label) => drawOn(make("canvas.whole", {role:
 
 export const toBlob = (canvas, ...kind) => new Promise((done) => canvas.toBlob(done, ...kind));
 
-/** The picture of an answer; a preview may be smaller, and tells the picture's own size. */
+/** The picture of an answer; a preview tells the full size. */
 export async function bitmapOf(asked) {
 	const response = await asked, [width, height] = response.headers.get("X-Picture-Size")?.split("x").map(Number) ?? [];
 	return Object.assign(await createImageBitmap(await response.blob()), width && {full: {width, height}});
@@ -122,14 +122,14 @@ export function bytes(value) {
 	return `${value} B`;
 }
 
-/** Readable JSON: indented, rows of numbers on one line; cut if long, as are its texts (megabytes of a chart). */
+/** JSON to read: indented, rows of numbers on one line each; a long text is cut. */
 export function pretty(value, most = 200000) {
 	const text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text. Without https there is no clipboard API: text is selected and copied. */
+/** Copy text; without https a browser has no clipboard. */
 export async function copy(text, from) {
 	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
 	setTimeout(() => (from.textContent = "Copy"), 1500);

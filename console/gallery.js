@@ -87,7 +87,7 @@ export class Gallery {
 		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
 	}
 
-	/** Show a picture, and its answer once it comes; a picture without one is sent again. */
+	/** Show a picture and its answer, which is asked for again if there is none. */
 	async open(picture) {
 		const {panel} = this, {blob, name, state} = picture;
 		if (state !== "running" && state !== "done") return panel.take(blob, name);
@@ -126,7 +126,7 @@ export class Gallery {
 		}
 	}
 
-	/** Join the COCO data sets that the server writes for the pictures; ids are numbered anew. */
+	/** One COCO data set of all pictures, from the server's of each; ids are numbered anew. */
 	async saveCoco() {
 		const whole = {images: [], annotations: [], categories: []}, categories = new Map();
 		for (const [index, one] of this.done.entries()) {

@@ -1,4 +1,4 @@
-// Inbox: pictures kept by active learning, sorted, judged by keyboard, exported; threshold preview. `#inbox/pets`.
+// Inbox of active learning: sort, judge by keys, export; what a threshold keeps. `#inbox/pets`.
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
@@ -134,7 +134,7 @@ class Inbox {
 	// --- verdicts ---
 
 	press(event) {
-		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, dialog") || !this.listed.length) return;
+		if (event.ctrlKey || event.metaKey || event.altKey || (event.target !== document.body && !event.target.closest(".gallery, #inbox-large")) || !this.listed.length) return;
 		const across = this.columns(), moves = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
 		const act = {a: () => this.judge("accepted"), r: () => this.judge("rejected"), u: () => this.undo()}[event.key.toLowerCase()];
 		if (!act && !(event.key in moves)) return;
@@ -161,7 +161,7 @@ class Inbox {
 		if (one) this.note(one, verdict, one);
 	}
 
-	/** Shown at once, sent in turn, and undone if the server refuses it. */
+	/** Shown at once, sent in order, and undone if the server refuses it. */
 	note(one, verdict, next) {
 		const was = one.verdict;
 		one.verdict = verdict;

@@ -1,4 +1,4 @@
-// Redrawing a page in use: only differences change; focus, menus and unfolded parts stay.
+// Redrawing in place: only differences are changed; focus, menus and open details stay.
 
 const HANDLERS = ["onclick", "ontoggle"];
 

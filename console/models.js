@@ -1,4 +1,4 @@
-// Models: cards of all that is served; load and free; a reload's changes, before and after. `#models/shapes`.
+// Models: cards of all that is served; load and free; a reload's changes. `#models/shapes`.
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
@@ -70,7 +70,7 @@ function versionPart(model, {version, state, status}) {
 		status.error_message !== model.reason && status.error_message && make("p.error", status.error_message),
 		calls(`${model.name}/${version}`, [["On demand", demand && `${demand.resident ? "in memory" : "not in memory"}: ${demand.why}${demand.pinned ? "; pinned" : ""}`], ["Device", about?.device],
 			["Load time", about?.load_seconds && `${about.load_seconds.toFixed(2)} s`], ["Memory", memory]]),
-		demand && make("p", button(verb, () => act(where, verb), {label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`));
+		demand && make("p", button(verb, () => act(where, verb), {id: where, label: `${verb} version ${version} of ${model.name}`, disabled: busy.has(where) || (demand.resident && demand.pinned)}), busy.has(where) && ` ${busy.get(where)}ing…`));
 }
 
 async function act(where, verb) {
@@ -83,6 +83,7 @@ async function act(where, verb) {
 	});
 	busy.delete(where);
 	draw();
+	if (document.activeElement === document.body) document.getElementById(where)?.focus();
 }
 
 /** Asked for once unfolded. */
@@ -148,7 +149,7 @@ async function reload(plan, close) {
 		answer = pretty(await response.json());
 		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
 	} catch (error) {
-		told.push(make("p.error", error.message));
+		told.push(make("p.error", {role: "alert"}, error.message));
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);

@@ -26,7 +26,7 @@ function follow(api, value) {
 	return value.$ref.slice(2).split("/").reduce((at, name) => at?.[name], api);
 }
 
-/** A schema in short: names (`*` marks required ones) and types. */
+/** A schema in short: names, the required ones with `*`, and types. */
 function outline(api, schema) {
 	const {type = "anything", format, enum: values, oneOf, items, properties, required, additionalProperties: others} = follow(api, schema) ?? {}, tell = (one) => outline(api, one);
 	if (oneOf) return {"one of": oneOf.map(tell)};

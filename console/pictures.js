@@ -93,7 +93,7 @@ class Panel {
 		if (await this.read(blob, name)) await this.send();
 	}
 
-	/** Show a picture; false if it cannot be read, or is no longer wanted. */
+	/** Show a picture; false if it cannot be read or another was chosen. */
 	async read(blob, name) {
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
@@ -105,6 +105,7 @@ class Panel {
 		if (failed) this.caller.fail(found.message);
 		else {
 			this.viewer.show(found);
+			if (!this.camera.live) this.seen.scrollIntoView({block: "nearest"});
 			this.preview();
 		}
 		return !failed;

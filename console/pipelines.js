@@ -10,7 +10,7 @@ export function show(root, one) {
 	return showForm(root, one, graph, (found) => fill(graph, drawGraph(one, found?.time.parts)));
 }
 
-/** The column of each node: one right of its rightmost input. */
+/** Each node's column: one more than the furthest of its inputs. */
 function columnsOf(nodes) {
 	const columns = {request: 0};
 	for (let round = 0; round <= nodes.length; round += 1) {

@@ -4,7 +4,7 @@ import {catalogue, onCatalogue, path, post} from "./api.js";
 import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
 import {morph} from "./live.js";
 
-/** The current versions and labels of a model, if several, for a URL's query or path. */
+/** A model's versions and labels, if there are several, for a URL's query or path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
 	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
 	const draw = (chosen) => {

@@ -25,7 +25,7 @@ export class Result {
 		viewer.onHover = (one) => this.emphasise(one);
 	}
 
-	/** `again`: the camera's next picture; hidden classes stay so. */
+	/** `again`: the camera's next picture, hidden classes stay hidden. */
 	show(answer, bitmap, name, again) {
 		Object.assign(this, {answer, bitmap, name});
 		if (!again) this.hidden = new Set();

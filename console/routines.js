@@ -45,7 +45,7 @@ export class Chain {
 			mover("↑", "Earlier:", -1), mover("↓", "Later:", 1), mover("✕", "Remove", null));
 	}
 
-	/** After a redraw, focus the pressed button again, or one nearby if its routine is gone. */
+	/** After a redraw the focus stays at the pressed button, or nearby if its routine is gone. */
 	focus(index, by) {
 		const rows = this.list.children, buttons = rows[Math.min(index, rows.length - 1)]?.querySelectorAll("button");
 		(buttons?.[{"-1": 0, 1: 1}[by] ?? 2] ?? this.adder).focus();

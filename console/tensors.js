@@ -1,6 +1,6 @@
-// Try a model: a form from its signature, its request body, the answer as JSON, table and chart.
+// Try a model: a form from its signature, its JSON body, the answer as JSON, table and chart.
 
-import {askJson, path, post} from "./api.js";
+import {askJson, path, post, readJson} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
@@ -26,7 +26,7 @@ function filled(shape, value) {
 	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
 }
 
-/** `above` is put between name and form; `onanswer(found)` gets each answer, null for an error. */
+/** `above` stands between name and form; `onanswer(found)` gets each answer, null for an error. */
 export async function show(root, one, above, onanswer) {
 	if (one.state !== "ready") return fill(root, heading(one), above, notReady(one));
 	const panel = new TensorPanel(one, onanswer);
@@ -73,7 +73,7 @@ class TensorPanel {
 		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
 		this.values = {}; // by input, as JSON: long numbers stay exact
 		this.outputs = Object.keys(outputs);
-		this.fields = Object.entries(inputs).map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.files[name])}));
+		this.fields = Object.entries(inputs).sort().map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.files[name])}));
 		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
 		this.example();
 	}
@@ -148,9 +148,9 @@ function textField(label, {wide = true, ...properties}, read, write) {
 function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
-		const rows = text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean).map((line) => line.split(/[,;\t ]+/).filter(Boolean));
-		const values = rows.map((cells) => (flat ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
-		set(shape.length ? `[${values}]` : values[0] ?? "null");
+		const rows = text.trim() ? text.trimEnd().split(/\r?\n/).map((line) => line.trim().split(/\s*[,;\t]\s*| +/)) : [];
+		const values = rows.map((cells) => (flat && cells.length === 1 ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
+		set(shape.length || values.length > 1 ? `[${values}]` : values[0] ?? "null");
 		const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
 		if (bad !== undefined) throw new Error(`“${bad}” is no ${typeOf(tensor)}`);
 		if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
@@ -159,23 +159,29 @@ function tableField(label, tensor, shape, set) {
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
-const toJson = (text) => (/^-?\d+$/.test(text) ? String(BigInt(text)) : /^(true|false)$/i.test(text) ? text.toLowerCase() : JSON.stringify(Number(text)));
+/** A cell as JSON; what is no number stays text, which the server refuses. */
+function toJson(text) {
+	if (/^-?\d+$/.test(text)) return String(BigInt(text));
+	if (/^(true|false)$/i.test(text)) return text.toLowerCase();
+	if (/^-?(NaN|Infinity)$/.test(text)) return text; // as the server reads them
+	return JSON.stringify(text && Number.isFinite(+text) ? +text : text);
+}
 
 function isNumber(text, dtype) {
-	if (dtype === "DT_BOOL") return /^(true|false|0|1)$/i.test(text);
-	return text !== "" && !Number.isNaN(Number(text)) && (!INTEGERS.test(dtype) || Number.isInteger(Number(text)));
+	const json = toJson(text);
+	return dtype === "DT_BOOL" ? /^[tf]/.test(json) : INTEGERS.test(dtype) ? Number.isInteger(+json) : !/^["tf]/.test(json);
 }
 
 function linesField(label, shape, set) {
 	return textField(label, {rows: 3, placeholder: "a text a line"}, (text) => {
-		const lines = text.split("\n");
+		const lines = text.replace(/\n$/, "").split("\n");
 		set(JSON.stringify(shape.length === 2 ? lines.map((one) => [one]) : shape.length ? lines : text));
 	}, (value) => [value].flat(3).join("\n"));
 }
 
 const jsonField = (label, set) => textField(`${label}, as JSON`, {rows: 4}, (text) => {
-	JSON.parse(text);
 	set(text);
+	readJson(text);
 }, JSON.stringify);
 
 const MOST_SIDES = 1024; // width + height if free: sent as text
@@ -231,11 +237,11 @@ const isPlainObject = (value) => value !== null && typeof value === "object" && 
 const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [name, rows.map((row) => row[name])]));
 
 function drawOutput(name, value) {
-	const cells = [value].flat().map((row) => [row].flat());
-	if (!cells.length || cells.length > 1000 || cells.some((row) => row.length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
+	const all = [value].flat(), cells = all.slice(0, 1000).map((row) => [row].flat());
+	if (!cells.length || cells.some((row) => row.length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
 	const wide = Math.max(...cells.map((row) => row.length));
 	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), `${name} as a table`);
-	return [make("h3", name), chartOf(cells), details("As a table", shown)];
+	return [make("h3", name), chartOf(cells), details(all.length > 1000 ? `The first 1000 of ${all.length} rows` : "As a table", shown)];
 }
 
 function chartOf(cells) {

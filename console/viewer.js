@@ -129,7 +129,7 @@ export class Viewer {
 			if (!this.fitted || pointers.size > 1) frame.setPointerCapture(event.pointerId);
 		};
 		frame.onpointerup = frame.onpointercancel = (event) => pointers.delete(event.pointerId);
-		frame.onpointermove = (event) => this.moved(event);
+		frame.onpointermove = frame.onclick = (event) => this.moved(event);
 		frame.onpointerleave = (event) => {
 			pointers.delete(event.pointerId); // uncaptured, its release outside is missed
 			this.onHover(null);

@@ -122,7 +122,13 @@ class Parser(HTTPRequestParser):
             self.look_for_room()
 
     def look_for_room(self) -> None:
-        if self.front and (reason := self.front.no_room()):
+        if self.front is None:
+            return
+        most = self.front.server.config.server.max_queued_bytes
+        if max(self.content_length, self.body_bytes_received) > most:  # it fits at no time
+            self.error = RequestEntityTooLarge(f"exceeds server.max_queued_bytes of {most}")
+            self.completed = True
+        elif reason := self.front.no_room():
             self.error, self.completed = TooMuch(reason), True
 
 

@@ -227,7 +227,10 @@ PICTURE_FORM = {
     "properties": {"image": FILE, "routines": {"type": "string"}, "frame": {"type": "integer"}},
 }
 PICTURE_BODIES = {
-    "application/json": {"schema": refer("Picture")},
+    "application/json": {
+        "schema": refer("Picture"),
+        "example": {"image_type": "base64", "data": DOT},
+    },
     "application/octet-stream": {"schema": FILE},  # the picture itself, or .npy
     "multipart/form-data": {"schema": PICTURE_FORM},
 }

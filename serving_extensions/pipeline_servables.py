@@ -4,6 +4,7 @@ over those that are loaded.
 
 import dataclasses
 import logging
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,10 @@ from .core import (
     SHORT_SECONDS,
     UNTRACED,
     BadRequest,
+    Config,
     Extension,
     LoadError,
+    Look,
     ModelManager,
     ModelServer,
     Outcome,
@@ -28,6 +31,8 @@ from .core import (
     fit,
     log_safely,
     logger,
+    look_at,
+    read_signatures,
 )
 from .endpoints import import_handler
 from .handlers import Handler, check_function
@@ -90,8 +95,7 @@ def refresh_pipeline(
 
     Raises PipelineError; if nothing changed, the earlier one again.
     """
-    if not manager.config.is_pipeline(config.name):
-        raise PipelineError(f"Pipeline has the same name as model: '{config.name}'", ".name")
+    require_name(manager.config, config)
     members = {
         (node.model_name, node.version): servable.signatures if servable else None
         for node in config.nodes
@@ -105,10 +109,7 @@ def refresh_pipeline(
             raise problem.with_traceback(None)
         return
     try:
-        require_signatures(config, members)
-        planned = plan(
-            config, lambda *which: (members[which] or {}).get("serving_default"), functions
-        )
+        planned = plan_over(config, members, functions)
     except PipelineError as error:
         server.kept[key] = made_of, error
         raise
@@ -154,6 +155,23 @@ def find_model(manager: ModelManager, model: str, version: int | None) -> Servab
     ):
         return None
     return found.versions[max(found.versions) if version is None else version]
+
+
+def require_name(config: Config, pipeline: Any) -> None:
+    """Raise PipelineError for a pipeline whose name a model has."""
+    if not config.is_pipeline(pipeline.name):
+        raise PipelineError(f"Pipeline has the same name as model: '{pipeline.name}'", ".name")
+
+
+def plan_over(
+    config: Any, members: Mapping[Any, Mapping[str, Signature] | None], functions: Mapping[str, Any]
+) -> Plan:
+    """The plan of a pipeline over the signatures of its models and the functions of its nodes.
+
+    Raises PipelineError.
+    """
+    require_signatures(config, members)
+    return plan(config, lambda *which: (members[which] or {}).get("serving_default"), functions)
 
 
 def require_signatures(config: Any, members: Mapping[Any, Mapping[str, Signature] | None]) -> None:
@@ -285,43 +303,62 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
 
 
 def check(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """The pipelines of a config, and what they name that does not exist.
+    """What pipelines a config has, and what is wrong with each, as a reload tells it.
 
-    Whether their parts fit together is known only once the models are loaded.
+    By the signatures in the models' files: nothing is loaded or imported.
     """
-    config = server.config
-    names = [model.name for model in config.models]
-    nodes = [
-        (f"$.pipeline_config_list[{index}].nodes[{number}]", node)
-        for index, pipeline in enumerate(config.pipeline_config_list)
-        for number, node in enumerate(pipeline.nodes)
-    ]
-    missing = [
-        f"{path}.model_name: no model is called '{node.model_name}'"
-        for path, node in nodes
-        if node.model_name is not None and node.model_name not in names
-    ]
-    library = "custom nodes are Python functions here; write 'function': 'module:name'"
-    missing += [
-        f"{path}.library_name: {library}" for path, node in nodes if node.library_name is not None
-    ]
+    config, problems = server.config, list[str]()
+    found = list(look_at(config, server.manager.list_versions))
+    looks = {one.model.name: one for one in reversed(found)}  # the first of a name
     earlier: dict[str, str] = {}
     for index, pipeline in enumerate(config.pipeline_config_list):
         place = earlier.setdefault(pipeline.name, path := f"$.pipeline_config_list[{index}]")
-        if pipeline.name in names:
-            missing.append(f"{path}.name: Pipeline has the same name as model: '{pipeline.name}'")
-        elif place != path:
-            missing.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
-    missing += [
-        f"{path}.function: {problem}"
-        for path, node in nodes
-        if node.function is not None and (problem := check_function(node.function, server.folder))
-    ]
+        if place != path:
+            problems.append(f"{path}.name: '{pipeline.name}' is already taken by {place}")
+            continue
+        try:
+            check_pipeline(server, pipeline, looks)
+        except PipelineError as error:
+            problems.append(f"{path}{error.path}: {error}")
     rows = [
         ("pipeline", pipeline.name, f"{len(pipeline.nodes)} nodes", "")
         for pipeline in config.pipeline_config_list
     ]
-    return rows, missing
+    return rows, problems
+
+
+def check_pipeline(server: ModelServer, config: Any, looks: Mapping[str, Look]) -> None:
+    """Raise PipelineError where a pipeline could not be planned.
+
+    A model whose file tells no signatures (Keras's) is taken as a function is, which takes all.
+    """
+    members: dict[Any, Mapping[str, Signature] | None] = {}
+    nodes: list[Any] = []
+    for at, node in enumerate(config.nodes):
+        if node.function and (problem := check_function(node.function, server.folder)):
+            raise PipelineError(problem, f".nodes[{at}].function")
+        nodes.append(node)
+        if node.model_name is not None:
+            try:
+                members[node.model_name, node.version] = read_member(looks, node)
+            except Exception:  # what is broken is told of its model
+                nodes[at] = types.SimpleNamespace(**{**vars(node), "type": "custom"})
+    known = {node.name: check for node in nodes if node.type == "custom" and not node.library_name}
+    require_name(server.config, config)
+    plan_over(dataclasses.replace(config, nodes=tuple(nodes)), members, known)
+
+
+def read_member(looks: Mapping[str, Look], node: Any) -> Mapping[str, Signature] | None:
+    """The signatures in the file of the version that a node calls; None where there is none.
+
+    Raises what reading it raises.
+    """
+    look = looks.get(node.model_name)
+    if look is None or not look.picked:
+        return None
+    version = max(look.picked) if node.version is None else node.version
+    folder = look.picked.get(version)
+    return None if folder is None else read_signatures(folder, look.model.tags)
 
 
 def end(server: ModelServer) -> None:

@@ -269,6 +269,22 @@ def test_host_and_port_come_from_the_environment(capsys, monkeypatch):
     assert "(SERVING_HOST; 0.0.0.0)" in said and "(SERVING_PORT; 9999)" in said
 
 
+def test_empty_variables_are_unset_and_a_wrong_one_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("SERVING_HOST", "")
+    monkeypatch.setenv("SERVING_PORT", "")
+    parser = serving.build_parser()
+    assert (parser.get_default("host"), parser.get_default("port")) == ("127.0.0.1", "8501")
+    monkeypatch.setenv("SERVING_PORT", "x")
+    assert refusal(capsys)[1].endswith("error: SERVING_PORT: expected 0 to 65535, got 'x'")
+    told = refusal(capsys, "--port", "y")[1]
+    assert told.endswith("error: argument --port: expected 0 to 65535, got 'y'")
+
+
+def test_a_folder_as_the_config_says_how_it_is_served(capsys, tmp_path):
+    told = f"serving: {tmp_path}: it is a folder; 'serving {tmp_path}' serves the models in it"
+    assert refusal(capsys, "--config", str(tmp_path)) == (2, told)
+
+
 def fails(*arguments, cwd=ROOT):
     done = subprocess.run(
         [sys.executable, str(ROOT / "serving.py"), *arguments],
@@ -357,7 +373,6 @@ def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
         2,
         "serving: c.json: $.model_config_list[0].config.path: unknown key; did you mean 'base_path'?",
     )
-    assert refusal(capsys, "--config", str(tmp_path)) == (2, f"serving: {tmp_path}: Is a directory")
     assert refusal(capsys, "--model_name", "m") == (
         2,
         "serving: error: --model_name and --model_base_path go together",
@@ -368,6 +383,24 @@ def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
             2,
             f"serving: error: argument --port: expected 0 to 65535, got '{port}'",
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["c.json", "--model-name", "x"],
+            "unknown option --model-name: did you mean --model_name?",
+        ),
+        (["--prot", "3", "c.json"], "unknown option --prot: did you mean --port?"),
+        (["c.json", "--zzz=1"], "unknown option --zzz: see --help"),
+        (["a.json", "b.json"], "unrecognized arguments: b.json"),
+    ],
+)
+def test_an_unknown_option_is_named_and_not_what_stands_behind_it(arguments, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        serving.main(arguments)
+    assert end.value.code == 2 and capsys.readouterr().err.endswith(f"serving: error: {told}\n")
 
 
 def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
@@ -645,14 +678,15 @@ def test_check_names_models_and_pipelines_that_cannot_be_served(tmp_path):
     status, lines = check(tmp_path / "c.json")
     assert status == 2 and lines[0].startswith("model     good  version 123 on AUTO  ")
     library = (
-        "library_name: custom nodes are Python functions here; write 'function': 'module:name'"
+        "nodes[0].library_name: Pipeline refers to incorrect library: node 'n': no function for "
+        "library 'lib': custom nodes are Python functions here, write 'function': 'module:name'"
     )
     assert [line for line in lines if line.startswith("wrong: ")] == [
         "wrong: $.model_config_list[1].config.base_path: expected a folder of this machine, got a URL, gs://...",
         "wrong: $.model_config_list[2].config.target_device: expected AUTO, CPU, GPU, GPU:1 or HETERO:GPU,CPU, got 'NPU'",
         "wrong: $.model_config_list[3].config.target_device: expected a device, got an empty array",
         "wrong: $.import_modules[1]: not_installed_at_all: no such module is installed",
-        *(f"wrong: $.pipeline_config_list[{index}].nodes[0].{library}" for index in range(3)),
+        f"wrong: $.pipeline_config_list[0].{library}",
         "wrong: $.pipeline_config_list[1].name: 'p' is already taken by $.pipeline_config_list[0]",
         "wrong: $.pipeline_config_list[2].name: Pipeline has the same name as model: 'good'",
     ]

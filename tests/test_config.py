@@ -372,6 +372,40 @@ ORIGINS = {
 }
 
 
+@pytest.mark.parametrize(
+    "text", [b"model_config_list:\n  - config: 1\n", b"model_config_list: []\n"]
+)
+def test_a_config_in_yaml_is_no_text_of_protobuf(text):
+    with pytest.raises(serving.ConfigError, match="it looks like YAML, and a config is JSON"):
+        serving.read_config(text)
+
+
+def test_a_long_wrong_text_is_cut():
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], "server": {"log_level": "x" * 10**7}})
+    assert len(raised.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    "section, place",
+    [
+        ({"server": {"history": ""}}, "$.server.history"),
+        ({"auth": {"quota_store": ""}}, "$.auth.quota_store"),
+        ({"admin": {"models_folder": ""}}, "$.admin.models_folder"),
+        ({"admin": {"projects_folder": ""}}, "$.admin.projects_folder"),
+        (
+            {"handlers": [{"path": "/h", "function": "a:b", "model_dir": ""}]},
+            "$.handlers[0].model_dir",
+        ),
+        ({"handlers": [{"path": "/h", "project": ""}]}, "$.handlers[0].project"),
+    ],
+)
+def test_an_empty_text_is_no_path(section, place):
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": [], **section})
+    assert raised.value.message.startswith(f"{place}: expected ")
+
+
 @pytest.mark.parametrize("origin, sent", ORIGINS.items())
 def test_an_origin_that_no_browser_sends_is_refused(origin, sent):
     source = {"model_config_list": [], "server": {"cors_origins": [origin]}}

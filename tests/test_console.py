@@ -29,6 +29,7 @@ import serving
 
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+PointerInput = pytest.importorskip("selenium.webdriver.common.actions.pointer_input").PointerInput
 ScrollOrigin = pytest.importorskip("selenium.webdriver.common.actions.wheel_input").ScrollOrigin
 
 LANGUAGES = 12
@@ -570,6 +571,14 @@ def test_list_and_drawing_point_at_each_other(page, pictures):
     assert page.js(f"return {strong}") == "#d55e00"  # the colour of class 3
     box = page.browser.find_elements("css selector", ".viewer .box")[-1]
     hover.move_to_element(box).perform()
+    page.wait("document.querySelector('.objects .strong')?.textContent.startsWith('white cell')")
+
+
+def test_a_tapped_object_is_pointed_at(page, pictures):
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    box = page.browser.find_elements("css selector", ".viewer .box")[-1]
+    finger = PointerInput("touch", "finger")
+    webdriver.ActionChains(page.browser, devices=[finger]).click(box).perform()
     page.wait("document.querySelector('.objects .strong')?.textContent.startsWith('white cell')")
 
 
@@ -1316,6 +1325,45 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
     page.type(".fields textarea", "3,2,1,0")
     page.click("Send")
     page.wait("document.querySelectorAll('.barrow').length === 3")
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent", "told"),
+    [
+        ("1,,3,4", '[[1,"",3,4]]', "“” is no float"),
+        ("1,2,3,4\n\n5,6,7,8\n", '[[1,2,3,4],[""],[5,6,7,8]]', "“” is no float"),
+        ("NaN; -Infinity; 1e3 ;2", "[[NaN,-Infinity,1000,2]]", ""),
+        ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is no float"),
+        ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is no float"),
+        ("", "[]", ""),
+    ],
+)
+def test_what_is_sent_is_what_a_table_shows(page, typed, sent, told):
+    """Nothing is left out, moved or turned into another number: the server refuses what is wrong."""
+    page.open("try/table")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", typed)
+    assert page.js("return document.querySelector('#panel .body').value") == f'{{"inputs":{sent}}}'
+    assert page.text(".fields [role=status]") == told
+
+
+def test_json_that_is_marked_as_wrong_is_what_is_sent(page):
+    page.open("try/cube")
+    page.wait("document.querySelector('.fields textarea')?.value")
+    page.type(".fields textarea", "[[[1,2],[3,4]]")
+    assert page.text(".fields [role=status]")
+    assert page.js("return document.querySelector('#panel .body').value.endsWith('[3,4]]}')")
+    page.type(".fields textarea", "[[[NaN,1]]]")
+    assert page.text(".fields [role=status]") == ""
+
+
+def test_after_an_answer_the_keyboard_is_where_it_was_and_the_answer_is_told(page):
+    page.open("try/add_one")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js("document.querySelector('.send').focus()")
+    page.browser.switch_to.active_element.send_keys(Keys.ENTER)
+    page.wait("document.querySelector('.send ~ * [role=status]').textContent === 'Answered.'")
+    assert page.js("return document.activeElement === document.querySelector('.send')")
 
 
 def test_texts_are_lines_and_signatures_are_chosen(page):

@@ -9,6 +9,7 @@ from conftest import NO_POLL, ROOT, Disk, Rest, bearer, config, key_entry
 import serving
 
 DRY = "/v1/config/reload?dry_run=1"
+GRAPH = (ROOT / "models/half_plus_two/123/saved_model.pb").read_bytes()
 NOTHING = {"added": [], "removed": [], "changed": []}
 
 
@@ -32,7 +33,7 @@ class Site:
         self.disk.models.setdefault(name, set()).add(version)
         folder = self.folder / name / str(version)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "saved_model.pb").write_bytes(b"x")
+        (folder / "saved_model.pb").write_bytes(GRAPH)
 
     def write(self, *models, **others):
         self.file.write_text(json.dumps(config(*models, **others)))
@@ -218,7 +219,38 @@ def test_what_can_be_seen_without_loading_is_told_as_a_problem(site):
     )
     plan = site.plan()
     details = site.rest.post("/v1/config/reload").json["details"]
-    assert sorted(plan["problems"]) == sorted(details) and len(details) == 5
+    none = "$.model_config_list[3].config: no version folder that its policy picks in "
+    assert sorted(plan["problems"]) == sorted([*details, f"{none}{site.folder / 'b'}"])
+    assert len(details) == 5
+
+
+def test_what_check_knows_is_told_as_a_problem_before_and_after_the_reload(site, capsys):
+    pipeline = {"inputs": [], "nodes": [], "outputs": []}
+    site.write(
+        {"name": "a", "base_path": "a", "tags": ["none"]},
+        "b",
+        deployments=[
+            {"id": "lost", "model": "b", "label_map": "none.txt"},
+            {"id": "pets", "model": "b", "label_map": ["cat"]},
+        ],
+        handlers=[{"path": "/h", "function": "none.py:f"}],
+        pipeline_config_list=[{**pipeline, "name": name} for name in "app"],
+    )
+    assert serving.main([str(site.file), "--check"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    wanted = [line[len("wrong: ") :] for line in lines if line.startswith("wrong: ")]
+    assert len(wanted) == 7
+    assert sorted(site.plan()["problems"]) == sorted(wanted)
+    assert site.rest.post("/v1/config/reload").status_code >= 400
+    assert sorted(site.plan()["problems"]) == sorted(wanted)
+
+
+def test_an_entry_that_stands_twice_is_a_change(site):
+    pipeline = {"name": "p", "inputs": [], "nodes": [], "outputs": []}
+    site.write("a", "b", pipeline_config_list=[pipeline])
+    site.rest.post("/v1/config/reload")
+    site.write("a", "b", pipeline_config_list=[pipeline, pipeline])
+    assert site.plan()["changes"] is True
 
 
 def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_is_told(site):
@@ -231,7 +263,7 @@ def test_a_deployment_of_a_version_that_is_not_served_is_a_problem_wherever_it_i
         "$.deployments[1].version_label: b has no label 'x'; there are: []",
     ]
     done = site.rest.post("/v1/config/reload")
-    assert done.status_code == 412 and done.json["details"] == told
+    assert done.status_code == 500 and done.json["details"] == told
     assert site.rest.get("/readyz").status_code == 503
     assert list(site.server.manager.deployment_problems()) == ["none", "label"]
     site.write(

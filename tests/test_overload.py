@@ -192,6 +192,17 @@ def test_a_body_that_no_server_would_take_is_not_one_that_was_turned_away():
         assert not server.refused
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_alone_is_more_than_may_be_held_is_never_to_be_sent_again(chunked):
+    body = b" " * (4 << 20)
+    with serve({"m": FakeServable()}, max_queued_bytes=3 << 20) as (server, address):
+        url = f"{address}/v1/models/m:predict"
+        answer = requests.post(url, iter([body]) if chunked else body, timeout=30)
+        assert answer.status_code == 413 and "Retry-After" not in answer.headers
+        assert "exceeds server.max_queued_bytes of 3145728" in answer.text
+        assert not server.refused
+
+
 # --- deadlines --------------------------------------------------------------------------------------------
 
 

@@ -371,6 +371,52 @@ def test_a_reload_with_a_wrong_pipeline_has_the_status_of_its_mistake(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": [link("y", "secnd", "end")]},
+        {"outputs": [link("y", "second", "middle")]},
+        {"outputs": []},
+        {"inputs": ["other"]},
+        {"nodes": {0: {"name": "second"}}},
+        {"nodes": {0: {"name": "request"}}},
+        {"nodes": {0: {"version": 9}}},
+        {"nodes": {0: {"model_name": "gone"}}},
+        {"nodes": {0: {"inputs": [link("z", "request", "x")]}}},
+        {"nodes": {0: {"outputs": [{"data_item": "z", "alias": "middle"}]}}},
+        {"nodes": {1: {"gather_from_node": "first"}}},
+        {"nodes": {1: {"inputs": []}}},
+        {"name": "half"},
+    ],
+    ids=str,
+)
+def test_check_tells_of_a_pipeline_what_a_reload_tells(tmp_path, capsys, change):
+    pairs = [("half", "half_plus_two"), ("third", "half_plus_three")]
+    models = [{"name": name, "base_path": str(ROOT / "models" / base)} for name, base in pairs]
+    (tmp_path / "c.json").write_text(
+        json.dumps(config(*models, pipeline_config_list=[DEMO, changed(**{"name": "p"} | change)]))
+    )
+    server = serving.ModelServer(tmp_path / "c.json")
+    wanted = server.reload()[1]["details"]
+    server.stop()
+    assert serving.main([str(tmp_path / "c.json"), "--check"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert wanted == [line[len("wrong: ") :] for line in lines if line.startswith("wrong: ")]
+
+
+def test_check_knows_nothing_of_the_tensors_of_a_keras_file(tmp_path):
+    (tmp_path / "k/1").mkdir(parents=True)
+    (tmp_path / "k/1/model.keras").write_bytes(b"x")
+    node = {"model_name": "k", "inputs": [link("any", "request", "x")]}
+    wrong = changed(name="wrong", nodes={0: node}, outputs=[link("y", "secnd", "end")])
+    models = [{"name": "k", "base_path": str(tmp_path / "k")}]
+    models += [{"name": "third", "base_path": str(ROOT / "models/half_plus_three")}]
+    pipelines = [changed(nodes={0: node}), wrong]
+    server = serving.ModelServer(config(*models, pipeline_config_list=pipelines))
+    (told,) = serving.examine(server)[1]
+    assert told.startswith("$.pipeline_config_list[1].outputs[0]: ") and "missing node" in told
+
+
+@pytest.mark.parametrize(
     "change, text",
     [
         (

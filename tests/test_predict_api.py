@@ -785,7 +785,7 @@ def test_a_wrong_label_map_fails_its_deployment_alone(
     assert f"deployment wrong ({place.removesuffix('...')}" in ready.json["error"]
     assert place.removesuffix("...") in caplog.text
     status, body = server.reload()
-    assert status == 412 and body["details"][0].startswith(place.removesuffix("..."))
+    assert status == 500 and body["details"][0].startswith(place.removesuffix("..."))
     (tmp_path / "config.json").write_text(json.dumps(wanted))
     serving.main(["--check", "--config", str(tmp_path / "config.json")])
     assert f"wrong: {place.removesuffix('...')}" in capsys.readouterr().out
@@ -799,7 +799,7 @@ def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
         load=lambda folder, model: FakeDetector(),
         list_versions=lambda base_path: {1: Path(base_path) / "1"},
     )
-    assert server.wait(10) and server.readiness() and server.reload()[0] == 412
+    assert server.wait(10) and server.readiness() and server.reload()[0] == 500
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert server.reload()[0] == 201 and not server.readiness()
     classes = Rest(server).get("/pets/classes", headers=bearer(server.generated_key)).json
@@ -811,7 +811,7 @@ def test_a_label_map_that_is_mended_is_read_at_the_next_reload(tmp_path):
     assert server.reload()[0] == 201
     assert "cow" in server.prepared.deployments["pets"].labels.values()
     (tmp_path / "names.txt").unlink()
-    assert server.reload()[0] == 412 and server.readiness()
+    assert server.reload()[0] == 500 and server.readiness()
 
 
 def test_routine_modules_of_ones_own(tmp_path):

@@ -303,7 +303,7 @@ def describe_signature(signature: Signature) -> dict[str, Any]:
 
 
 def check(server: ModelServer) -> tuple[list[Row], list[str]]:
-    """What pipelines a config has, and what is wrong with each, as a reload tells it.
+    """The pipelines of a config, and what is wrong with each, as a reload tells it.
 
     By the signatures in the models' files: nothing is loaded or imported.
     """

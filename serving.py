@@ -5337,7 +5337,8 @@ class ModelManager:
     """
 
     # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
-    _process: int | None = None
+    # The process in which a manager was started last: TensorFlow does not survive a fork of it.
+    _begun_in: int | None = None
 
     def __init__(
         self,
@@ -5375,6 +5376,7 @@ class ModelManager:
         self._thread: threading.Thread | None = None
         self._started = threading.Lock()
         self._ending, self._ended = threading.Event(), False  # `stop` was called; its job is done
+        self._process: int | None = None  # in which this one was started
         self._first_pass: Future = Future()
         self.first_pass_done = threading.Event()
         self._expect_models()
@@ -5425,14 +5427,14 @@ class ModelManager:
             self.await_load(model, trace)
         available = self.available.get(model)
         versions = available.versions if available else {}
+        if not versions and self._ending.is_set():
+            raise ServingError("The server is stopping", "UNAVAILABLE")
         if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
             version, label = 1, None
             if 1 not in versions:
                 raise NotFound("Pipeline is not loaded yet")
         if label is not None:
             version = self.label_version(model, label)
-        if not versions and self._ending.is_set():
-            raise ServingError("The server is stopping", "UNAVAILABLE")
         if version is None or version == 0 and 0 not in versions:
             # OVMS's client sends 0 for "the default"
             if not versions:
@@ -5541,7 +5543,8 @@ class ModelManager:
         """Start the loader thread and its first pass, once."""
         if self._thread is not None and self._thread.is_alive():  # a forked process has no threads
             return
-        if ModelManager._process not in (None, os.getpid()):
+        forked = PREPARED_DEVICES.is_set() and ModelManager._begun_in not in (None, os.getpid())
+        if forked or self._process not in (None, os.getpid()):
             raise ServingError(
                 "Models were loaded before this process was forked, which TensorFlow does not "
                 "survive: create the app in each worker (gunicorn: without --preload; "
@@ -5552,7 +5555,7 @@ class ModelManager:
             if self._thread is not None or self._ending.is_set():
                 return
             self._thread = start_thread("serving-loader", work_for, weakref.ref(self), self._jobs)
-            ModelManager._process = os.getpid()
+            ModelManager._begun_in = self._process = os.getpid()
             self._jobs.put((ModelManager.refresh, self._first_pass))
             weakref.finalize(self, end_loader, self._jobs, self._thread, self._ending)
 

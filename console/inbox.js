@@ -134,10 +134,10 @@ class Inbox {
 	// --- verdicts ---
 
 	press(event) {
-		if (event.ctrlKey || event.metaKey || event.altKey || (event.target !== document.body && !event.target.closest(".gallery, #inbox-large")) || !this.listed.length) return;
+		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog") || !this.listed.length) return;
 		const across = this.columns(), moves = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
 		const act = {a: () => this.judge("accepted"), r: () => this.judge("rejected"), u: () => this.undo()}[event.key.toLowerCase()];
-		if (!act && !(event.key in moves)) return;
+		if (act ? !event.target.matches("body, nav *, .gallery *, #inbox-large *") : !(event.key in moves)) return;
 		event.preventDefault();
 		if (act) act();
 		else this.choose(this.listed[clamp(this.listed.indexOf(this.chosen) + moves[event.key], 0, this.listed.length - 1)]);

@@ -4,6 +4,7 @@ If a version folder has one, its files must fit it at every load: none missing, 
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -23,6 +24,7 @@ from .core import (
     Servable,
     choose_versions,
     find_model_file,
+    fingerprint,
     is_saved_model,
     list_versions,
     paths_below,
@@ -155,6 +157,12 @@ def describe_digest(folder: Path) -> tuple[str, str]:
         return told, error.message
 
 
+@functools.lru_cache(256)  # files that have not changed are read once
+def known_digest(folder: Path, seen: tuple) -> tuple[str, str]:
+    """`describe_digest` of a folder whose `fingerprint` is `seen`."""
+    return describe_digest(folder)
+
+
 def wrap_load(server: ModelServer, load: Load) -> Load:
     """A loader that refuses a version whose files do not fit its manifest."""
 
@@ -188,7 +196,7 @@ def check(server: ModelServer) -> tuple[list[Row], list[str]]:
             for version in choose_versions(model.model_version_policy, folders):
                 told, misfit = f"{len(files_of(folders[version]))} files, no manifest", ""
                 if (folders[version] / MANIFEST).exists():
-                    told, misfit = describe_digest(folders[version])
+                    told, misfit = known_digest(folders[version], fingerprint(folders[version]))
                 rows.append(("files", model.name, f"version {version}", told))
                 problems += [f"{model.name} version {version}: {misfit}"] if misfit else []
     return rows, problems

@@ -354,6 +354,8 @@ def read_member(looks: Mapping[str, Look], node: Any) -> Mapping[str, Signature]
     Raises what reading it raises.
     """
     look = looks.get(node.model_name)
+    if look is not None and look.picked is None:
+        raise LoadError("its folders cannot be read")
     if look is None or not look.picked:
         return None
     version = max(look.picked) if node.version is None else node.version

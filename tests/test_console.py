@@ -1332,6 +1332,7 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
     [
         ("1,,3,4", '[[1,"",3,4]]', "“” is no float"),
         ("1,2,3,4\n\n5,6,7,8\n", '[[1,2,3,4],[""],[5,6,7,8]]', "“” is no float"),
+        ("1\t\t3\t4", '[[1,"",3,4]]', "“” is no float"),
         ("NaN; -Infinity; 1e3 ;2", "[[NaN,-Infinity,1000,2]]", ""),
         ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is no float"),
         ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is no float"),

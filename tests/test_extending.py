@@ -104,6 +104,8 @@ def test_an_end_that_fails_keeps_no_other_from_ending(caplog):
     assert ended == [server] and "why" in caplog.text
     with pytest.raises(serving.ServingError, match="The server is stopping"):
         server.predict("half_plus_two", {"instances": [1.0]})
+    with pytest.raises(serving.ServingError, match="The server is stopping"):
+        server.manager.find("half_plus_two", None, "stable")
 
 
 def test_a_commands_help_may_have_percents(capsys):

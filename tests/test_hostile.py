@@ -787,6 +787,7 @@ FORKED = """
 import os, serving
 from conftest import FakeServable, Rest, fake_server
 rest = Rest(fake_server({"m": FakeServable()}))
+serving.PREPARED_DEVICES.set()  # as a load does, once it has begun TensorFlow
 def ask():
     return rest.post("/v1/models/m:predict", {"inputs": [0.0]})
 print(ask().status_code, flush=True)

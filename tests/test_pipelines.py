@@ -403,6 +403,14 @@ def test_check_tells_of_a_pipeline_what_a_reload_tells(tmp_path, capsys, change)
     assert wanted == [line[len("wrong: ") :] for line in lines if line.startswith("wrong: ")]
 
 
+def test_check_tells_of_a_folder_that_cannot_be_read_once_and_of_its_model(tmp_path):
+    models = [{"name": "half", "base_path": str(tmp_path / "nowhere")}]
+    models += [{"name": "third", "base_path": str(ROOT / "models/half_plus_three")}]
+    server = serving.ModelServer(config(*models, pipeline_config_list=[DEMO]))
+    (told,) = serving.examine(server)[1]
+    assert told.startswith("$.model_config_list[0].config.base_path: ")
+
+
 def test_check_knows_nothing_of_the_tensors_of_a_keras_file(tmp_path):
     (tmp_path / "k/1").mkdir(parents=True)
     (tmp_path / "k/1/model.keras").write_bytes(b"x")

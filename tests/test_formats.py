@@ -393,7 +393,10 @@ def test_what_protobuf_leaves_out_is_its_default(tmp_path, fields, wanted):
         ("model_config_list { config { name: 'x' base_path: 'm' }", "not a config of TensorFlow"),
         ("custom_model_config { }", "custom_model_config"),
         ("model_config_list { config { base_path: 'm' } }", "$.model_config_list[0].config"),
-        ("model_config_list:\n  - config:\n      name: x\n", "not a config of TensorFlow Serving"),
+        (
+            "model_config_list:\n  - config:\n      name: x\n",
+            "it looks like YAML, and a config is JSON",
+        ),
         ("server:\n  port: 8501\n", "it looks like YAML, and a config is JSON"),
     ],
 )

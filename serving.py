@@ -424,7 +424,7 @@ class Extension:
     # report(server, address): prints, once the first load is over, what somebody may want to try.
     report: Callable[["ModelServer", str], None] = nothing
     # check(server) -> rows of what a config would serve (kind, name, what it is, where), and what
-    # is wrong, for `--check`.
+    # is wrong, for `--check` and a reload's dry run; loads nothing.
     check: "Callable[[ModelServer], tuple[Sequence[Row], Sequence[str]]]" = lambda _: ((), ())
     # end(server): called when the server has stopped, to end the extension's threads.
     end: Callable[["ModelServer"], None] = nothing
@@ -7511,9 +7511,9 @@ class ModelServer:
         """Tell what `reload` would change; returns the HTTP status and body. Nothing is loaded or
         changed.
 
-        200 and what `plan_changes` finds, `problems` with those that `--check` finds besides; the
-        error of `reload` for a config that is wrong. A config that is new is read as `--check`
-        reads it: its `routine_modules` run, its models and handlers do not.
+        200 and what `plan_changes` finds, with the `problems` that `--check` finds; the error of
+        `reload` for a config that is wrong. A new config is read as `--check` reads it: its
+        `routine_modules` run, its models and handlers do not.
         """
         outcome, wanted = Outcome(), self
         try:
@@ -7526,8 +7526,7 @@ class ModelServer:
             return tell_failure(outcome)
         plan = plan_changes(self.manager, wanted.config, wanted is not self)
         _, seen = examine(wanted, self.manager.list_versions)
-        plan["problems"] = list(dict.fromkeys([*plan["problems"], *map(hide_paths, seen)]))
-        return 200, plan
+        return 200, plan | {"problems": list(dict.fromkeys(map(hide_paths, seen)))}
 
     def plan_text(self, text: bytes) -> dict[str, Any]:
         """Tell what a reload would change if the config file were to hold `text`.

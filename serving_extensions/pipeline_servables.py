@@ -308,6 +308,8 @@ def check(server: ModelServer) -> tuple[list[Row], list[str]]:
     By the signatures in the models' files: nothing is loaded or imported.
     """
     config, problems = server.config, list[str]()
+    if not config.pipeline_config_list:
+        return [], []
     found = list(look_at(config, server.manager.list_versions))
     looks = {one.model.name: one for one in reversed(found)}  # the first of a name
     earlier: dict[str, str] = {}

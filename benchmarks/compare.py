@@ -73,8 +73,14 @@ class NoAnswer(Exception):
 # ==================================================================================================
 
 
+# Python keeps compiled modules: all servers start as they do the second time.
+ENVIRON = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class Server:
     """A server process and its children, asked at `path` with `body`."""
+
+    folder = ROOT / "benchmarks"  # that it is started in
 
     def __init__(self, name, workload, log):
         self.name, self.workload = name, workload
@@ -85,7 +91,7 @@ class Server:
         self.start_time = time.perf_counter()
         command = self.command()
         self.process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=ROOT / "benchmarks", start_new_session=True
+            command, stdout=log, stderr=log, cwd=self.folder, env=ENVIRON, start_new_session=True
         )
 
     def command(self):
@@ -155,10 +161,13 @@ def is_alive(process):
 
 
 class Serving(Server):
+    folder = ROOT
+
     def command(self):
         return [
             sys.executable,
-            str(ROOT / "serving.py"),
+            "-m",
+            "serving",
             "--config",
             str(self.write_config()),
             "--port",

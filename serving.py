@@ -8791,14 +8791,17 @@ def raw_path(environ: Mapping[str, Any], decoded: str) -> str:
     # before it, or if a site's middleware or a proxy has removed a prefix.
     if written == decoded or written.startswith("/") and unquote(written) == decoded:
         return written
-    above = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    whole = above.encode("latin-1").decode("utf-8", "replace")
+    whole = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    whole = whole.encode("latin-1").decode("utf-8", "replace")
     mount = whole[: len(whole) - len(decoded)]
     if mount.endswith("/"):  # a doubled slash: Flask accepts it, TensorFlow Serving does not
         return whole
     for match in re.finditer("/", written[: 3 * len(mount) + 1]):
-        below = written[match.start() :]
-        if unquote(written[: match.start()]) != mount:
+        above, below = unquote(written[: match.start()]), written[match.start() :]
+        # a proxy has taken the first part of the mount point off: X-Forwarded-Prefix
+        if mount.endswith(above) and unquote(below) == decoded:
+            return below
+        if above != mount:
             continue
         whole = unquote(below)
         if whole != (rest := whole.removesuffix(decoded)) and rest.strip("/"):

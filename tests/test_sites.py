@@ -282,10 +282,13 @@ def test_a_path_that_somebody_on_the_way_has_changed(server, written):
     assert answer.status_code == 200 and answer.json == server.status("m")
 
 
-def test_a_slash_in_a_name_is_one_below_a_prefix_that_the_proxy_took_off(server):
-    app = ProxyFix(serving.create_app(server), x_prefix=1)
-    environ = {"REQUEST_URI": "/v1/models/a%2Fb", "HTTP_X_FORWARDED_PREFIX": "/ml"}
-    answer = Client(app).get("/v1/models/a%2Fb", environ_overrides=environ)
+@pytest.mark.parametrize("prefix", ["", "/ml"])
+def test_a_slash_in_a_name_is_one_below_a_prefix_that_the_proxy_took_off(server, prefix):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix=prefix)
+    written = f"{prefix}/v1/models/a%2Fb"
+    environ = {"REQUEST_URI": written, "HTTP_X_FORWARDED_PREFIX": "/app"}
+    answer = Client(ProxyFix(site, x_prefix=1)).get(written, environ_overrides=environ)
     assert_error(answer, 404, "Could not find any versions of model a/b")
 
 
@@ -400,6 +403,15 @@ def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
     site.before_request(lambda: look(flask.request) and None)
     response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
     assert_error(response, 500, "A hook of this site has read the request's body...")
+
+
+def test_a_body_that_flask_keeps_is_there_after_a_hook_that_reads_forms(server):
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.before_request(lambda: flask.request.get_data() and None)
+    site.before_request(lambda: flask.request.form and None)
+    response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
+    assert response.json == ANSWER
 
 
 @pytest.mark.parametrize("look", [None, lambda request: request.get_data()])

@@ -49,7 +49,7 @@ export const contact = {seen: Date.now(), gone: false};
 
 function unreachable(error) {
 	if (error.name === "AbortError") throw error;
-	if (error.name === "SyntaxError") throw new Error("The server has another page now: reload this one.");
+	if (error.name === "SyntaxError") throw new Error("The server has a newer page: reload this one.");
 	contact.gone = true;
 	throw new ServerError("The server cannot be reached.");
 }
@@ -70,7 +70,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);
 	if (response && !/max-age/.test(response.headers.get("Cache-Control"))) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
-	const error = unsent ? new ServerError("A key has printable ASCII characters alone.", {status: 401}) : await readError(response);
+	const error = unsent ? new ServerError("A key may only have printable ASCII characters.", {status: 401}) : await readError(response);
 	if (error.status !== 401) throw error;
 	// An answer to a key that has since been replaced says nothing about the new one.
 	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;

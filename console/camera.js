@@ -14,7 +14,7 @@ export class Camera {
 
 	async begin() {
 		this.caller.fail("");
-		if (!navigator.mediaDevices) return this.caller.fail("The browser gives the camera to pages over https or at localhost alone.");
+		if (!navigator.mediaDevices) return this.caller.fail("Browsers allow the camera only on https pages and on localhost.");
 		if (this.wanted) return; // the user is being asked
 		this.wanted = true;
 		this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}})

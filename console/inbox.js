@@ -11,7 +11,7 @@ const VERDICTS = {accepted: "✓ accepted", rejected: "✗ rejected", none: ""};
 
 export async function show(root, [wanted]) {
 	const own = catalogue.deployments.filter((one) => one.active_learning), deployment = own.find(({id}) => id === wanted) ?? (wanted ? null : own[0]);
-	if (!deployment) return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside: give one `active_learning` in the config."));
+	if (!deployment) return fill(root, make("p.empty", wanted ? `No deployment called ‘${wanted}’ puts pictures aside.` : "No deployment puts pictures aside. Add `active_learning` to one in the config."));
 	const inbox = new Inbox(deployment, own);
 	fill(root, inbox.element);
 	document.addEventListener("keydown", inbox.onkey);
@@ -66,7 +66,7 @@ class Inbox {
 		if (!this.listed.includes(this.chosen)) this.chosen = this.listed[0] ?? null;
 		const held = this.list.contains(document.activeElement);
 		this.rows = this.listed.slice(0, this.most).map((one) => this.row(one));
-		fill(this.list, this.rows, !this.rows.length && make("li.empty", all.length ? "None of them is so." : "Nothing has been put aside yet."));
+		fill(this.list, this.rows, !this.rows.length && make("li.empty", all.length ? "No picture matches." : "Nothing has been put aside yet."));
 		this.more.hidden = this.listed.length <= this.most;
 		this.mark(held);
 	}

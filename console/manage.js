@@ -203,7 +203,7 @@ function models({change, both}) {
 		if (!fields?.touched().length) renew();
 	});
 	const save = (dry) => change("PATCH", `v1/models/${path(list.value)}`, () => fields.read(), {dry, done: renew});
-	return [bar(make("label", "Which ", list), make("span.soft", "What is left empty stays as it is.")), place, bar(both("Save the model", save))];
+	return [bar(make("label", "Which ", list), make("span.soft", "Empty fields are not changed.")), place, bar(both("Save the model", save))];
 }
 
 function upload({change}) {
@@ -238,6 +238,6 @@ function configFile({attempt, change, both}) {
 		fill(states, option("", "before the last change"), kept);
 		if (text.value === taken) take(); // an edited text keeps its version: the server refuses outdated ones
 	});
-	return [make("p.soft", "Secrets are hidden, and stay what they are where they are sent back so."), text, bar(both("Save the file", put, "Check"), button("Read it again", () => attempt(() => reread().then(take)))),
+	return [make("p.soft", "Secrets are hidden. Leave them as they are shown, and their values are kept."), text, bar(both("Save the file", put, "Check"), button("Read it again", () => attempt(() => reread().then(take)))),
 		bar(make("label", "Earlier states ", states), both("Roll back", back))];
 }

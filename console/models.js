@@ -110,7 +110,7 @@ async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
 	const lines = tellPlan(found), close = () => (plan.hidden = true);
 	fill(plan, make("h2", "What a reload would change"),
-		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing: everything is as the config and the folders have it."),
+		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing would change."),
 		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
 		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main"}), button("Cancel", close)));
 	plan.hidden = false;
@@ -147,13 +147,13 @@ async function reload(plan, close) {
 	try {
 		const response = await ask("v1/config/reload", {method: "POST"});
 		answer = pretty(await response.json());
-		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Everything was as it should be."));
+		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Nothing had changed."));
 	} catch (error) {
 		told.push(make("p.error", {role: "alert"}, error.message));
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version has another state than before."),
+	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version changed its state."),
 		answer && details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)), bar(button("Close", close)));
 	await refresh();
 }

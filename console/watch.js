@@ -114,7 +114,7 @@ function groups({series}, redraw) {
 function quotas({quotas: all, now}) {
 	if (!all.length) return null;
 	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, label: `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
-	const made = table(["Key", "Calls used", "Share", "Begins anew"], rows, "Quotas");
+	const made = table(["Key", "Calls used", "Share", "Resets"], rows, "Quotas");
 	made.id = "watch-quotas";
 	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);
 }
@@ -124,7 +124,7 @@ function drawErrors(all, name, sought) {
 	const text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ");
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
 	const rows = own.filter((one) => fits(text(one), sought)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
-	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error is so." : "No errors.");
+	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error matches." : "No errors.");
 	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
 	return make("div", {id: "watch-errors"}, made);
 }

@@ -1757,7 +1757,7 @@ def test_a_page_that_is_older_than_its_server_asks_to_be_reloaded(page, monkeypa
     monkeypatch.setitem(NEWER, "handlers.js", 'import {newer} from "./dom.js";')
     page.open("try/cells")
     page.js("location.hash = 'try/%2Fecho'")
-    page.says("The server has another page now: reload this one.", "#panel .error")
+    page.says("The server has a newer page: reload this one.", "#panel .error")
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
     assert page.js("return document.querySelector('#contact').hidden")
 

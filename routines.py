@@ -190,7 +190,7 @@ def seek_frame(image: Image.Image, limits: ImageLimits) -> None:
     if image.format != "TIFF" and pixels > FRAMES_DECODED * limits.max_pixels:
         raise ImageError(
             f"frame: {limits.frame} of an animation of {image.width}x{image.height} pixels "
-            "is too far in",
+            "needs too much decoding",
             too_large=True,
         )
     working = working_bytes(image)
@@ -227,7 +227,7 @@ def image_damage(limits: ImageLimits, data: bytes = b"") -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise ImageError(
-            f"image has more pixels than the limit of {limits.max_pixels}", too_large=True
+            f"image is over max_pixels {limits.max_pixels}, or Pillow's own limit", too_large=True
         ) from None
     except UnidentifiedImageError:
         start = data[:8].hex(" ") or "nothing"
@@ -1507,11 +1507,9 @@ def find_family(
     several = len(about.outputs) > 1
     reasons += bare_heads(about) or (suggest_lines(kinds, about) if several else [])
     because = "; ".join(dict.fromkeys(reasons)) or (
-        f'write "family", one of {", ".join(kinds)}, and "outputs", its names of them'
+        f'write "family" (one of {", ".join(kinds)}) and "outputs" (which output is which)'
     )
-    raise ValueError(
-        f"the outputs are those of no known family: {list_outputs(about.outputs)}: {because}"
-    )
+    raise ValueError(f"the outputs fit no known family: {list_outputs(about.outputs)}: {because}")
 
 
 MOST_LINES = 4  # the most config lines that an error suggests
@@ -1558,7 +1556,7 @@ def suggest_line(kind: Family, about: About, fitting: Mapping[str, Sequence[str]
     if not all(told.values()):
         return ""
     names = ", ".join(f'"{slot}": "{" | ".join(known)}"' for slot, known in told.items())
-    return f'of {kind.name} write "family": "{kind.name}", "outputs": {{{names}}}'
+    return f'for {kind.name} write "family": "{kind.name}", "outputs": {{{names}}}'
 
 
 def is_likely(kind: Family, about: About) -> bool:
@@ -1572,7 +1570,7 @@ def is_likely(kind: Family, about: About) -> bool:
 def picture_outputs(about: About) -> list[str]:
     """A text for each output that is a picture."""
     return [
-        f"{name} is a picture, and a model that answers one names nothing in it"
+        f"{name} is a picture, and a deployment answers predictions, not pictures"
         for name, (dtype, shape, *_) in about.outputs.items()
         if dtype == "DT_UINT8" and shape is not None and len(shape) == 4 and shape[3] == 3
     ]
@@ -1593,7 +1591,7 @@ def bare_heads(about: About) -> list[str]:
     if about.outputs.keys() not in HEADS:
         return []
     return [
-        "these are a detector's heads, without what makes boxes of them: export a signature that "
+        "these are raw outputs of a detector, not yet boxes: export a signature that "
         "ends with model.decode_predictions (Keras), or with apply_nms (TF Model Garden)"
     ]
 
@@ -1633,7 +1631,7 @@ def settle(kind: Family, about: About) -> About:
         missing.append(f'"boxes": {{{", ".join(known)}}}')
     is_fixed = kind.draws_boxes or not kind.boxes
     if is_fixed and (about.boxes_format or about.boxes_scale):
-        raise ValueError(f"boxes: family {kind.name} has none of which that can be said")
+        raise ValueError(f"boxes: family {kind.name} takes no such option: leave it out")
     if scale == "input" and about.is_encoded:
         raise ValueError(
             "boxes.scale: the model decodes pictures itself, so that the size of its input is not "
@@ -1644,8 +1642,7 @@ def settle(kind: Family, about: About) -> About:
         missing.append('"classes_from": 0 or 1 (the number of the first class)')
     if missing:
         raise ValueError(
-            f"family {kind.name} does not say all: write {' and '.join(missing)} "
-            "into the deployment"
+            f"family {kind.name} needs more: write {' and '.join(missing)} into the deployment"
         )
     first = kind.classes_from if about.classes_from is None else about.classes_from
     limit = kind.threshold if about.threshold is None else about.threshold
@@ -1672,8 +1669,7 @@ def check_numbers(kind: Family, about: About) -> None:
 
 
 OTHER_COLUMNS = (
-    "; YOLO's models of poses and of turned boxes, whose further columns are no classes, are no "
-    "detectors here"
+    "; YOLO's pose and rotated-box models are not supported, as their extra columns are no classes"
 )
 
 
@@ -1709,7 +1705,7 @@ def unknown_activation(about: About, slot: str) -> str:
     output = about.outputs[slot]
     if output.made_by in ("ArgMax", "ArgMin"):
         raise ValueError(f"{slot} {output.text} holds numbers of classes: export them as integers")
-    made = f"made by {output.made_by}" if output.made_by else "made by nothing that tells"
+    made = f"made by {output.made_by}" if output.made_by else "made by an unknown operation"
     return f"{slot} {output.text} is {made}, neither softmax nor sigmoid"
 
 
@@ -1759,7 +1755,7 @@ def check_format(boxes: np.ndarray, form: str) -> None:
     if 2 * is_turned.sum() > len(boxes):
         others = " | ".join(other for other in BOX_FORMATS if other != form)
         raise OutputError(
-            f"{is_turned.sum()} of {len(boxes)} boxes end before they begin, and are no {form}: "
+            f"{is_turned.sum()} of {len(boxes)} boxes have max < min, so they are not {form}: "
             f'write "boxes": {{"format": "{others}"}} into the deployment'
         )
 
@@ -1813,7 +1809,7 @@ def finish(kind: Family, tensors: Tensors, about: About) -> Tensors:
     from_one = kind.classes_from == about.classes_from == 1
     if from_one and about.names and 0 not in about.labels and (tensors["classes"] == 0).any():
         raise OutputError(
-            "a class 0 was found, where they count from 1 and 0 has no name: write "
+            "the model answered class 0, but classes count from 1, and 0 has no name: write "
             '"classes_from": 0 into the deployment, or a label map with 0'
         )
     if kind.boxes:
@@ -2003,9 +1999,9 @@ def has_masks(about: About) -> str:
     if "output_4" in about.own:
         return ""
     return (
-        "output_1 to output_3 may be what any tuple holds: of scores, classes (from 0) and boxes "
-        '(yxyx in 0..1) write "family": "mask_rcnn", of another order "family": "keras_detector" '
-        'and "outputs", its names of them'
+        "output_1 to output_3 may be anything: if they are scores, classes (from 0) and boxes "
+        '(yxyx, 0..1) write "family": "mask_rcnn"; in another order, "family": "keras_detector" '
+        'and "outputs" (which output is which)'
     )
 
 
@@ -2119,7 +2115,7 @@ def centernet(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 # --- detectors of one nameless output -------------------------------------------------------------
 
 ROW_LINES = (
-    'of a detector write its "family": "detector" (Datature), "efficientdet", "yolov5", "yolo" or '
+    'for a detector write its "family": "detector" (Datature), "efficientdet", "yolov5", "yolo" or '
     '"yolo_nms" (x1, y1, x2, y2, score, class)'
 )
 # Operations that end a network of features, never a list of boxes.
@@ -2302,7 +2298,7 @@ def is_yolo_segmentation(about: About) -> str:
     grid = about.size and (about.size[0] // 4, about.size[1] // 4)
     if grid in (planes[:2], planes[1:]) and cells & set(shape):
         return ""
-    return 'of a segmenter of YOLO write "family": "yolo_segmentation"'
+    return 'for a YOLO segmenter write "family": "yolo_segmentation"'
 
 
 def check_prototypes(about: About) -> str:
@@ -2489,8 +2485,8 @@ def is_segmentation(about: About) -> str:
     is_named = about.labels and count in (len(about.labels), about.names, about.names + 1)
     if count == 3 and output.made_by != "Softmax" and not is_named:
         return (
-            "three planes may be a picture, of a model that answers one (image to image): "
-            'of a segmenter write "family": "segmentation"'
+            "three planes may also be a picture (a model from image to image): "
+            'for a segmenter write "family": "segmentation"'
         )
     if output.made_by not in MADE and about.activation is None:
         return f"{unknown_activation(about, 'planes')}: write {WAYS}"
@@ -2498,8 +2494,8 @@ def is_segmentation(about: About) -> str:
     stride = FINEST if output.made_by == "Sigmoid" and not about.labels else COARSEST
     if about.size and tall and tall <= math.ceil(about.size[0] / stride):
         return (
-            f"a cell of planes {output.text} is of {stride} pixels or more, as those of detectors "
-            'are: of a segmenter write "family": "segmentation"'
+            f"each cell of planes {output.text} covers {stride} pixels or more, as in a detector's "
+            'grid: for a segmenter write "family": "segmentation"'
         )
     return check_grey(about, "segmentation") if count == 1 else ""
 
@@ -2510,7 +2506,7 @@ def check_grey(about: About, family: str) -> str:
         return ""
     return (
         "one plane for grey pictures may be a picture, of a model that answers one (image to "
-        f'image): of a segmenter write "label_map", or "family": "{family}"'
+        f'image): for a segmenter write "label_map", or "family": "{family}"'
     )
 
 
@@ -2713,11 +2709,11 @@ def is_flat(about: About) -> str:
     """One row for each pixel of the input, or of half its sides; fewer rows may be a sequence."""
     size = find_rows(about)
     if size is None or about.made_by("planes") not in MADE and about.activation is None:
-        return f"a sequence made by {about.made_by('planes') or 'nothing that tells'} is no mask"
+        return f"a sequence made by {about.made_by('planes') or 'an unknown operation'} is no mask"
     if size == find_rows(about, SHARES[:2]):
         return ""
     return (
-        f"rows for {size[0]}x{size[1]} pixels may be a sequence: of a segmenter write "
+        f"rows for {size[0]}x{size[1]} pixels may be a sequence: for a segmenter write "
         '"family": "flat_segmentation"'
     )
 
@@ -2817,7 +2813,7 @@ def is_classifier(about: About) -> str:
     if about.made_by("probabilities") not in MADE and about.activation is None:
         return (
             f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
-            f"classifier; of a classifier write {WAYS}"
+            f"classifier; for a classifier write {WAYS}"
         )
     count = (about.shape("probabilities") or (None,))[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
@@ -2825,7 +2821,7 @@ def is_classifier(about: About) -> str:
     if is_sigmoid and may_be_places and not about.labels:
         return (
             f"{count} sigmoids without names may be places, such as the edges of a box: "
-            'of a classifier write "label_map", or "family": "classifier"'
+            'for a classifier write "label_map", or "family": "classifier"'
         )
     return ""
 
@@ -2858,7 +2854,7 @@ def check_count(about: About, count: int | None, slot: str = "probabilities") ->
     is_softmax = "softmax" in (about.activation, MADE.get(about.made_by(slot)))
     if count == 1 and is_softmax and about.activation != "none":
         return (
-            "one output with a softmax is 1 for every picture, or is cut out of several classes: "
+            "a softmax over one output is always 1, unless it was cut out of several classes: "
             'export all of them, or write "activation": "none"'
         )
     if count == 1 and about.classes_from is not None:
@@ -4269,7 +4265,7 @@ def read_text_input(
         form = "encoded"
     if form is None:
         raise ValueError(
-            f"input '{name}' is a text, and its graph does not tell of what: write "
+            f"input '{name}' is a string, and the graph does not show what it holds: write "
             '"input": "encoded" (a picture file) or "input": "example" (a tf.Example) '
             "into the deployment; a model of texts takes no pictures"
         )

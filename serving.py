@@ -477,8 +477,8 @@ def installed() -> "tuple[Extension, ...]":
         )
     if vars(found.core) is not globals():
         raise ImportError(
-            f"serving_extensions/ is for the module {found.core.__name__!r}, which is another than "
-            f"{__name__!r}: import this file by its own name, serving, from the folder it is in"
+            f"serving_extensions/ uses the module {found.core.__name__!r}, but this one is "
+            f"{__name__!r}: import it under the name serving, from its own folder"
         )
     return found.EXTENSIONS
 
@@ -626,7 +626,7 @@ class Batching:
     )
     batch_timeout_micros: int = option(
         0,
-        "how long a batch waits to fill; 0, so a lone request never waits",
+        "microseconds that a batch waits for more requests; 0: it does not wait",
         minimum=0,
         maximum=10**7,
     )
@@ -724,7 +724,7 @@ class ModelConfig:
     freeze: bool = option(
         True,
         "let a convolutional network's variables become constants of its graph "
-        "on a CPU; false keeps to the last bit",
+        "on a CPU; false: results stay the same to the last bit",
         loads=True,
     )
     batching: bool | Batching | None = option(
@@ -735,7 +735,7 @@ class ModelConfig:
     warm_up: bool = option(
         True,
         "call signatures with made-up input when a model is loaded, "
-        "those whose graph keeps nothing of a call",
+        "if their graph keeps no state between calls",
         loads=True,
     )
     # OpenVINO Model Server's fields that have no meaning for a SavedModel: accepted, and named
@@ -860,9 +860,7 @@ class Deployment:
     label_map: str | dict[str, Any] | tuple[Any, ...] | None = option(
         None, "names of the classes: a file, an object by id, or a list", pattern=NOT_EMPTY
     )
-    family: str | None = option(
-        None, "what the outputs are: the name of a family, where they do not tell it"
-    )
+    family: str | None = option(None, "the family that reads the outputs, if they do not show it")
     outputs: dict[str, str] = option({}, "the model's own names of the family's outputs")
     boxes: BoxesConfig | None = option(None, "how boxes are written, where the family does not say")
     classes_from: int | None = option(
@@ -870,20 +868,20 @@ class Deployment:
     )
     planes: str | None = option(
         None,
-        "where the classes of planes [A, B, C], or prototypes, lie: first or last; where their "
-        "sizes do not tell",
+        "first or last: the axis of [A, B, C] that counts the classes, or the prototypes; needed "
+        "if the sizes do not show it",
         pattern="^(first|last)$",
     )
     activation: str | None = option(
         None,
-        "what makes confidences of the outputs: softmax, sigmoid, or none where they are some",
+        "softmax, sigmoid or none (already confidences): how outputs become confidences",
         pattern="^(softmax|sigmoid|none)$",
     )
     threshold: int | float | None = option(
-        None, "predictions, of masks pixels, count from this confidence on", minimum=0, maximum=1
+        None, "the lowest confidence of a prediction, or of a mask's pixel", minimum=0, maximum=1
     )
     top_k: int | None = option(
-        None, "the most predictions in an answer, of a classifier the best classes", minimum=1
+        None, "the most predictions in an answer; the best are kept", minimum=1
     )
     input: str | None = option(
         None,
@@ -934,7 +932,7 @@ class Deployment:
         minimum=0,
         maximum=255,
     )
-    stateful: bool = option(False, "its model assigns variables when it is asked, and is meant to")
+    stateful: bool = option(False, "true: its model may change its variables in a call")
     max_detections: int = option(
         300,
         "the most predictions of a detector or segmenter in an answer; of a classifier top_k",
@@ -943,7 +941,7 @@ class Deployment:
     )
     version_tag: str | None = option(
         None,
-        "a name for this state of it, in its answers' X-Version-Tag header",
+        "a name of your own for this version, in the X-Version-Tag header of its answers",
         pattern=r"^[\x20-\x7e]*$",
     )
     name: str | None = option(None, "what people call it; default: its id", pattern=NOT_EMPTY)
@@ -957,7 +955,7 @@ class Deployment:
         if self.version is not None and self.version_label is not None:
             raise ValueError("give 'version' or 'version_label', not both")
         if self.scale == 0:
-            raise ValueError("scale: expected a number that is not 0: it makes all pictures one")
+            raise ValueError("scale: expected a number other than 0: it makes all pictures equal")
         reckoned = self.scale, self.offset, self.mean, self.std, self.channels
         if self.preprocess and reckoned != (1, 0, (), (), None):
             raise ValueError(
@@ -978,7 +976,8 @@ class Quota:
 @dataclass(frozen=True)
 class Key:
     name: str = option(
-        doc="its name in logs and counts, printable", pattern=r"^[\x21-\x7e]{1,100}$"
+        doc="its name in logs and counts: up to 100 printable ASCII characters, no spaces",
+        pattern=r"^[\x21-\x7e]{1,100}$",
     )
     sha256: str = option(
         doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it",
@@ -1031,7 +1030,7 @@ class Auth:
     )
     wrong_keys_per_minute: int | None = option(
         None,
-        "wrong keys from one address, beyond which it is answered 429 for the minute; default: "
+        "wrong keys that one address may send in a minute; after them it gets 429; default: "
         "30 where the config has `admin`, else without limit",
         minimum=1,
     )
@@ -1083,7 +1082,7 @@ class ImageConfig:
     max_pictures: int = option(32, "pictures in one request", minimum=1, maximum=100_000)
     background: tuple[int, ...] = option(
         (255, 255, 255),
-        "what is transparent is laid on this colour, red, green, blue",
+        "the colour behind transparent pixels: red, green, blue",
         minimum=0,
         maximum=255,
     )
@@ -1125,18 +1124,15 @@ class HandlerConfig:
         pattern=NOT_EMPTY,
     )
     envelope: str | None = option(
-        None, "hub: CellStrat's answers, or an extension's; none; default: what the function says"
+        None, "hub (CellStrat's answers), an extension's, or none; default: what the function says"
     )
     methods: tuple[str, ...] = option(
         ("POST",),
-        "GET, POST, PUT, PATCH or DELETE: those that run it; else GET pings",
+        "GET, POST, PUT, PATCH or DELETE: the methods that call it; without GET, a GET pings it",
         pattern="^(GET|POST|PUT|PATCH|DELETE)$",
     )
     timeout_seconds: int | float | None = option(
-        None,
-        "how long a call may take, then 504; default: as long as it does",
-        minimum=0.001,
-        maximum=86400,
+        None, "how long a call may take, then 504; default: no limit", minimum=0.001, maximum=86400
     )
 
     def __post_init__(self) -> None:
@@ -1271,7 +1267,7 @@ class ServerConfig:
         minimum=1,
     )
     max_queue_seconds: int | float = option(
-        60, "what would be answered later than that is turned away at once, 503", minimum=0.001
+        60, "a request that would wait longer is refused at once with 503", minimum=0.001
     )
     timeout_seconds: int | float = option(
         300,
@@ -1310,11 +1306,11 @@ class ServerConfig:
         minimum=1,
     )
     gzip_min_bytes: int = option(
-        65536, "answers of so many bytes are compressed where Accept-Encoding has gzip", minimum=1
+        65536, "answers of at least this size are gzipped if Accept-Encoding allows it", minimum=1
     )
     memory_budget_mb: int | None = option(
         None,
-        "MiB for models: beyond it those on_demand leave, the least recently used first",
+        "MiB for models; beyond it on_demand models are unloaded, least recently used first",
         minimum=1,
     )
     cors_origins: tuple[str, ...] = option(
@@ -1354,7 +1350,7 @@ class ServerConfig:
     )
     history: str | None = option(
         None,
-        "a file in which the page's graphs survive a restart, relative to the config (start)",
+        "a file that keeps the page's graphs over a restart; relative to the config file (start)",
         pattern=NOT_EMPTY,
     )
     images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
@@ -1366,7 +1362,7 @@ class Admin:
 
     upload: bool | str = option(
         False,
-        "true: models may be sent; code: projects of handlers too, which is to run their code",
+        "true: models may be uploaded; code: handler projects too, whose code then runs here",
         pattern="^code$",
     )
     models_folder: str = option(
@@ -1979,8 +1975,8 @@ class UnpackedBytes:
         with self._lock:
             if size > 0 and self.held + size > self.limit():
                 raise ServingError(
-                    "The server is busy: what other requests have unpacked holds "
-                    "all the memory there is for it. Try again in a moment",
+                    "The server is busy: other requests use all the memory that "
+                    "max_queued_bytes allows. Try again in a moment",
                     "UNAVAILABLE",
                 )
             self.held += size
@@ -2036,7 +2032,7 @@ def unpack_body(data: bytes, coding: str, most: int, allowance: Allowance) -> by
             allowance.take(len(piece))
             unpacked.write(piece)
     except (OSError, EOFError, zlib.error) as error:
-        text = f"Request body is not the {coding} that Content-Encoding announces: {error}"
+        text = f"Content-Encoding says {coding}, but the request body is not: {error}"
         raise BadRequest(text) from None
     return unpacked.getvalue()
 
@@ -3011,7 +3007,7 @@ def explain_folder(folder: Path) -> str:
     entries = sorted(entry for entry in folder.glob("*") if entry.name not in BESIDE_A_GRAPH)
     models = [f"'{entry.name}'" for entry in entries if is_model_file(entry)]
     if len(models) > 1:
-        return f"; {' and '.join(models[:2])} are in it, and one model may be: leave one"
+        return f"; it holds {' and '.join(models[:2])}, but a version is one model: keep one"
     for entry in entries:
         if is_saved_model(entry):
             return f"; there is one a folder down, in '{entry.name}'"
@@ -3039,7 +3035,7 @@ def explain_no_versions(base_path: str) -> str:
         for file in sorted(base.iterdir()):
             if is_model_file(file):
                 return (
-                    f"; '{file.name}' is in no version folder: move it into '1', or name it itself"
+                    f"; '{file.name}' is in no version folder: move it into '1', or serve the file"
                 )
             hint = explain_path(file.name)
             if hint and file.name not in BESIDE_A_GRAPH:
@@ -3132,9 +3128,9 @@ def tensorflow() -> Any:
             tensorflow = pool.submit(import_tensorflow).result()
     except Exception as error:
         problem = (
-            f"TensorFlow cannot be imported: {explain(error)}. Where two threads import it, or "
-            "keras, at once, it stays broken until the process is started again: import it at the "
-            "top of the site"
+            f"TensorFlow cannot be imported: {explain(error)}. If two threads imported it, or "
+            "keras, at the same time, restart the process, and import tensorflow once, at the "
+            "top of your program"
         )
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
             problem = (
@@ -3345,15 +3341,13 @@ def report_unread(request: LoadRequest) -> None:
     config = request.config
     unread = []
     if config.batching:
-        unread.append("unbatched")
+        unread.append("no batching")
     if not request.device and len(config.targets) * config.instances > 1:
-        unread.append("one replica")
+        unread.append("no replicas")
     if config.load == "on_demand":
-        unread.append("loaded at once")
+        unread.append("no on-demand loading")
     for what in unread:
-        logger.warning(
-            "%s: %s: that needs serving_extensions/ beside serving.py", config.name, what
-        )
+        logger.warning("%s: %s: it needs serving_extensions/ beside serving.py", config.name, what)
 
 
 @contextlib.contextmanager
@@ -4550,8 +4544,8 @@ def is_rank_known(
     for spec in signature.inputs.values():
         if fixed and spec.shape is None and spec.dtype != "DT_STRING":
             refused[name] = (
-                f"input '{spec.name}' takes any rank, and {fixed[0]} one of them only: "
-                "export it with the shape that it takes"
+                f"input '{spec.name}' has no fixed rank, but its operation {fixed[0]} needs one: "
+                "export the model with the input's shape"
             )
             return False
     return True
@@ -4578,8 +4572,8 @@ def is_python_here(
         )
         return False
     logger.warning(
-        "%s: signature %s calls what this process has registered as %s: its own Python functions "
-        "if this process saved it, which its files do not tell",
+        "%s: signature %s calls Python functions by name (%s). This process has these names, but "
+        "they are the right functions only if it saved the model itself",
         *(label, name, ", ".join(tokens)),
     )
     return True
@@ -4628,10 +4622,7 @@ def report_refused(
     for name, reason in told.items():
         logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
     if not calls and not told:
-        logger.warning(
-            "%s has no signature, so that nothing can be asked of it: export it with signatures",
-            label,
-        )
+        logger.warning("%s has no signature and cannot be called: export it with signatures", label)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4735,9 +4726,9 @@ def tell_training(operations: Collection[str]) -> str:
     if not ASSIGNS & set(operations):
         return ""
     return (
-        "assigns variables: what it answers may depend on the calls before, and on what else is in "
-        "its request. So does a Keras model with Resizing, CenterCrop or random layers that was "
-        "exported as in training; export it again, with `x = model.inputs[0]` (of several: "
+        "changes variables in a call: answers may depend on earlier calls, and on what else is in "
+        "the request. The usual cause is a Keras model with Resizing, CenterCrop or random layers, "
+        "exported in training mode. Export it again, with `x = model.inputs[0]` (several inputs: "
         "`model.input`): keras.Model(x, model(x, training=False)).export(...)"
     )
 
@@ -4855,7 +4846,7 @@ def why_untried(signature: Signature, call: SignatureCall, config: ModelConfig) 
         return "made-up strings do not suit it"
     if not call.keeps:
         return ""
-    return f"its graph may keep something of a call ({', '.join(call.keeps[:5])})"
+    return f"its graph may keep state between calls ({', '.join(call.keeps[:5])})"
 
 
 # Operations that do the same to each number, in any shape: the count of numbers alone decides how
@@ -5887,7 +5878,7 @@ class ModelManager:
         if choose_versions(model.model_version_policy, folders):
             return folders
         hint = "" if folders else explain_no_versions(model.base_path)
-        reason = f"its policy picks none of the numbered folders {sorted(folders)}{hint}"
+        reason = f"model_version_policy picks none of the version folders {sorted(folders)}{hint}"
         self._absent[model.name] = f"no version to serve: {reason}"
         text = f"{model.name}: no version to serve: {reason} in {model.base_path}"
         self._say_once(logging.WARNING, text)
@@ -7284,8 +7275,8 @@ class ModelServer:
         def register(function: Callable) -> Callable:
             if self._mounted:
                 raise ServingError(
-                    f"The endpoint {path} came after the app was built, which has its URLs by "
-                    "then: register endpoints before create_app, create_blueprint or run"
+                    f"The endpoint {path} is too late: the app and its URLs are already built. "
+                    "Register endpoints before create_app, create_blueprint or run"
                 )
             made = first(
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
@@ -7714,7 +7705,7 @@ def check_versions(look: Look) -> list[str]:
     base_path, tags = look.model.base_path, look.model.tags
     if not look.picked:
         hint = "" if look.folders else explain_no_versions(base_path)
-        return [f"{look.path}: no version folder that its policy picks in {base_path}{hint}"]
+        return [f"{look.path}: model_version_policy picks no version folder in {base_path}{hint}"]
     problems = []
     for version, folder in look.picked.items():
         if find_model_file(folder) is not None:
@@ -8078,9 +8069,9 @@ def body_of(site: Request) -> bytes:
     is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
     if not data and (site.content_length or is_chunked):
         text = (
-            "A hook of this site has read the request's body, which can be read once, before the "
-            "server could. Let the hook pass over these URLs, or call request.get_data() before "
-            "request.data, form, files or stream: Flask keeps what that has read"
+            "A hook of this site has already read the request's body, which can be read only "
+            "once. Let the hook skip these URLs, or call request.get_data() in it before "
+            "request.data, form, files or stream: then Flask keeps the body"
         )
         logger.error("%s", text)
         raise ServingError(text)
@@ -8184,7 +8175,7 @@ def log_failed(call: Call, how: str, error: BaseException) -> None:
 def tell_unexpected(error: BaseException, call: Call, envelope: Envelope) -> Reply:
     """Answer an unexpected error with a fixed text; its reason goes into the log alone."""
     log_failed(call, "failed", error)
-    text = f"Internal server error: the server's log has the reason, at request {call.request_id}"
+    text = f"Internal server error: see request {call.request_id} in the server's log"
     return reply(envelope.error(text, 500, call.request_id), 500)
 
 
@@ -8325,7 +8316,7 @@ def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
     for one in named:
         match = SAMPLE.fullmatch(one) if isinstance(one, str) else None
         if match is None:
-            raise BadRequest("data: expected names of samples, or none: they go with no others")
+            raise BadRequest("data: names of samples cannot be mixed with other pictures")
         name = match["name"] or match["braced"]
         path = next((path for path in files if name in (path.name, path.stem)), None)
         if path is None:
@@ -8585,8 +8576,8 @@ def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
         if server.config.auth.protect == "all":  # names are only for callers with a key
-            which = f"{len(waiting)} of what is served: the log says of which"
-        raise ServingError(f"Not ready: no version is available of {which}", "UNAVAILABLE")
+            which = f"{len(waiting)} models, deployments or handlers; see the server's log"
+        raise ServingError(f"Not ready: {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 
 
@@ -8982,7 +8973,7 @@ def ask_site(check: Callable[[Any], Any], call: Call) -> Caller:
     if found is True:
         return Caller("site")
     if found is None or found is False or found == "" and isinstance(found, str):
-        raise unauthorized("This site does not let you in", "")
+        raise unauthorized("This site has refused the request; you may have to log in", "")
     if isinstance(found, str) and found.isprintable():
         return Caller(found[:100])
     if inspect.iscoroutine(found):
@@ -9370,9 +9361,9 @@ def create_blueprint(
         )
     if authorize is not None and door.server.config.auth.protect != "all":
         logger.warning(
-            "authorize= is asked where a key would be, for pictures and handlers; :predict, "
+            "authorize= is asked only where a key is needed: pictures and handlers; :predict, "
             "metrics and reloads are open to everybody, as TensorFlow Serving's are: "
-            '"auth": {"protect": "all"} in the config has them ask as well'
+            'to protect these too, write "auth": {"protect": "all"} into the config'
         )
     number = next(blueprint_numbers)
     blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
@@ -9573,7 +9564,7 @@ class PatientHandler(logging.StreamHandler):
         for text, number in join_lines(lines, most):
             if self.dropped and self.takes_more():
                 text = (
-                    f"({self.dropped} lines of the log were dropped here: nobody read them)\n{text}"
+                    f"({self.dropped} log lines were dropped here, as nothing read the log)\n{text}"
                 )
                 self.dropped = 0
             try:
@@ -9810,9 +9801,7 @@ class Process:
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
-            logger.error(
-                "A load has not come to its end in %g s: the process ends all the same", seconds
-            )
+            logger.error("A model is still loading after %g s: the process ends anyway", seconds)
             logging.shutdown()
             os._exit(1)
 
@@ -9903,7 +9892,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {
             "nargs": 2,
             "metavar": ("GROUP", "FOLDER"),
-            "help": "write what active learning put aside in a group as a COCO data set, then exit",
+            "help": "write the pictures of an active learning group as a COCO data set, then exit",
         },
     ),
     (
@@ -9925,14 +9914,14 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("--completion",),
         {
             "choices": ("bash", "zsh"),
-            "help": "print what makes a shell complete these options, then exit",
+            "help": "print a script that completes these options in the shell, then exit",
         },
     ),
     (
         ("--manifest",),
         {
             "metavar": "DIR",
-            "help": "write manifest.sha256 into a version folder: at each load its files must fit, "
+            "help": "add manifest.sha256 to a version folder, for each load to check its files, "
             "then exit",
         },
     ),
@@ -9940,8 +9929,8 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("--deploy",),
         {
             "metavar": "DIR",
-            "help": "send a model, or a project of a handler, to a running server that takes "
-            "uploads, by the key in SERVING_KEY, then exit",
+            "help": "send a model, or a handler project, to a running server that accepts "
+            "uploads, with the admin key in SERVING_KEY, then exit",
         },
     ),
     (("--to",), {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"}),
@@ -9962,11 +9951,11 @@ ELSEWHERE: dict[str, str] = {
     "--model_version_policy": "a model's 'model_version_policy'",
     "--saved_model_tags": "a model's 'tags'",
     "--enable_model_warmup": "a model's 'warm_up', true by default",
-    "--monitoring_config_file": "no option: /metrics is there",
-    "--ssl_config_file": "no option: put a proxy in front",
+    "--monitoring_config_file": "/metrics, which is always on",
+    "--ssl_config_file": "a proxy in front for TLS",
     **dict.fromkeys(
         ("--grpc_port", "--grpc_bind_address", "--grpc_channel_arguments", "--grpc_socket_path"),
-        "no option: REST is spoken, no gRPC",
+        "REST: this server has no gRPC",
     ),
 }
 
@@ -9985,14 +9974,14 @@ Without options it serves ./config.json, or, in a clone, the demo beside serving
 examples:
   serving models/mine            serve the versions in a folder, 1, 2, ..., as the model "mine"
   serving config.json --check    say what a config would serve, and what is wrong with it
-  serving doctor                 --doctor: where no file has its name, a command needs no dashes
+  serving doctor                 --doctor; commands need no dashes if no file has their name
   serving config.json --host 0.0.0.0 --port 80
 
 exit status:
   0  done; or told to stop, and stopped
-  1  the address cannot be listened on; --doctor found something wrong; --deploy reached no
-     server; a second signal stopped it, or a load did not come to its end
-  2  the options or the config are wrong; with --check, also what the config names
+  1  the server cannot listen on its address; --doctor found something wrong; --deploy reached
+     no server; a second signal stopped it, or a load did not end in time
+  2  the options or the config are wrong, or, with --check, a file or model that it names
   3  --deploy: the server did not take what was sent
 """
 
@@ -10047,7 +10036,7 @@ def refuse_foreign(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
     names = [argument.partition("=")[0] for argument in arguments]
     for name in names:
         if name in ELSEWHERE:
-            parser.error(f"{name}: here it is {ELSEWHERE[name]}")
+            parser.error(f"{name}: no such option here; use {ELSEWHERE[name]}")
     if "--port" in names and {"--rest_port", "--rest_api_port"} & set(names):
         parser.error("--port is the same as --rest_port here, as there is no gRPC: leave one out")
 
@@ -10074,11 +10063,11 @@ def refuse_contradictions(parser: argparse.ArgumentParser, options: argparse.Nam
     for name, value in vars(options).items():
         if value == "" and name not in ("host", "port"):
             option = spelled.get(name, f"--{name.replace('_', '-')}")
-            parser.error(f"{option} is empty: leave it out, or name one")
+            parser.error(f"{option} is empty: leave it out, or give it a value")
     if (options.model_name is None) != (options.model_base_path is None):
         parser.error("--model_name and --model_base_path go together")
     if len(given) > 1:
-        parser.error(f"{' and '.join(given)} exclude each other: each says what to serve")
+        parser.error(f"{' and '.join(given)} cannot be used together: each says what to serve")
     if not 0 <= (options.file_system_poll_wait_seconds or 0) <= 86400:
         parser.error(
             "argument --file_system_poll_wait_seconds: expected 0 to 86400, got "
@@ -10454,7 +10443,7 @@ def tell_os_error(error: OSError, options: argparse.Namespace) -> str:
     if os.path.isdir(options.config or ""):
         return f"it is a folder; 'serving {options.config}' serves the models in it"
     if isinstance(error, FileNotFoundError) and given == (None, None, None):
-        text += "; name what to serve, 'serving models/mine', or write a project, --init"
+        text += "; say what to serve (serving models/mine), or create a project with --init"
     return text
 
 
@@ -10500,7 +10489,7 @@ def obey(
     except OSError as error:
         if error.filename:
             raise
-        text = f"{options.host} port {port}: {error.strerror}; name others by --host and --port"
+        text = f"{options.host} port {port}: {error.strerror}; choose another --host or --port"
         print(f"serving: {text}", file=sys.stderr)
         return 1
     return 0

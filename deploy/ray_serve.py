@@ -113,7 +113,7 @@ class Replica:
         """
         missing = self.server.readiness()
         if missing and not self.was_ready:
-            raise RuntimeError(f"Not ready: no version is available of {', '.join(missing)}")
+            raise RuntimeError(f"Not ready: {', '.join(missing)}")
         self.was_ready = True
 
     async def reload_alone(self) -> tuple[int, dict[str, Any]]:

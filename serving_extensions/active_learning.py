@@ -194,7 +194,7 @@ def read_kept(
             path.with_suffix(".png").stat()
         # deleted meanwhile, or edited by hand
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            text = "Active learning group %s: %s is no record of a picture that is there"
+            text = "Active learning group %s: %s is skipped: broken record or missing picture"
             logger.warning(text, folder.name, path.name)
             continue
         yield record, coco

@@ -337,7 +337,7 @@ def view_create_key(server: ModelServer, call: Call) -> Reply:
     """Make a key; only this answer shows it."""
     given = read_body_object(server, call)
     if "sha256" in given:
-        raise BadRequest("$.sha256: the server makes the key, and its digest")
+        raise BadRequest("$.sha256: leave it out: the server makes the key and its digest")
     key = secrets.token_urlsafe(24)
 
     def edit(config: dict[str, Any]) -> None:
@@ -431,7 +431,7 @@ def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Rep
     """Create a deployment or give it other settings: PUT all of them, PATCH those that change."""
     given = read_body_object(server, call)
     if given.pop("id", deployment) != deployment:
-        raise BadRequest("$.id: another than in the URL")
+        raise BadRequest("$.id: it differs from the id in the URL")
     of_model = {name: given.pop(name) for name in OF_MODEL if name in given}
     entry = as_entry(given)
     told: dict[str, Any] = {}

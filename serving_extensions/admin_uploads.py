@@ -55,8 +55,7 @@ def options_of(server: ModelServer, what: Any) -> Admin:
         return options
     wanted = "true" if what is True else f'"{what}"'
     raise ServingError(
-        f'The server takes none: its config has no "admin": {{"upload": {wanted}}}',
-        "PERMISSION_DENIED",
+        f'Uploads are off: the config has no "admin": {{"upload": {wanted}}}', "PERMISSION_DENIED"
     )
 
 
@@ -162,7 +161,7 @@ def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path
         return Path(options.models_folder) / model
     base = Path(known.base_path)
     if base.is_file() or is_version(base):
-        text = f"The base_path of '{model}' is a model itself, which has no other versions"
+        text = f"The base_path of '{model}' is a model, not a folder of versions"
         raise ServingError(text, status=HTTPStatus.CONFLICT)
     return base
 
@@ -320,7 +319,7 @@ def read_project(folder: Path) -> tuple[Path, dict[str, Any]]:
     unknown = set(given) - {"$schema", *SECTIONS} if isinstance(given, dict) else {"no object"}
     if unknown:
         told = ", ".join(sorted(unknown))
-        raise BadRequest(f"config.json of a project has handlers and models alone, got: {told}")
+        raise BadRequest(f"config.json of a project may only have handlers and models, got: {told}")
     try:
         for section, entry_of in SECTIONS.items():
             for entry in given.setdefault(section, []):

@@ -66,7 +66,7 @@ def batch_all(model: OpenModel, options: Batching, tries: bool) -> OpenModel:
     def join(name: str, call: SignatureCall) -> SignatureCall:
         label = f"{model.name}: signature {name}"
         if call.keeps:
-            logger.warning("%s runs unbatched: its graph may keep something of a call", label)
+            logger.warning("%s runs unbatched: its graph may keep state between calls", label)
             return call
         signature = model.signatures[name]
         return batch(model.session, signature, call, options, model.device, label, tries)
@@ -99,7 +99,7 @@ def batch(
     if call.tried:  # plan its graph now, not at the first request
         batched(*sample_inputs(signature, 0 if has_strings(signature) else 1))
     run = join_batches(call.run, batched, signature, options)
-    untold = "" if tells else ", though made-up rows could not tell whether theirs can be joined"
+    untold = "" if tells else ", unchecked: made-up rows do not show if rows are independent"
     logger.info("%s is batched, up to %d rows%s", label, options.max_batch_size, untold)
     return call._replace(run=run, kind="batched", seconds=float("inf"))
 

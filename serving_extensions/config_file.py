@@ -72,8 +72,8 @@ def restore(new: Any, old: Any, name: str = "", path: str = "$") -> Any:
     if isinstance(new, str) and HIDDEN in new:
         if old is None or hide(old, name) != new:
             raise BadRequest(
-                f"{path}: {HIDDEN} stands for what is there already, which is nothing of that "
-                "form: write it whole"
+                f"{path}: {HIDDEN} stands for a secret that the config has, but it has none like "
+                "this: write the value itself"
             )
         return old
     return new

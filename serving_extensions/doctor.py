@@ -65,7 +65,7 @@ def doctor(source: Any, value: tuple[bool, str, str]) -> int:
         print(f"{state}  {finding.about:<{ABOUT_COLUMNS}}  {finding.text}", flush=True)
         if finding.todo:
             print(f"{'':7}  -> {finding.todo}", flush=True)
-    print(f"{counts['wrong']} wrong, {counts['warning']} to look at, {counts['ok']} well")
+    print(f"{counts['wrong']} wrong, {counts['warning']} warnings, {counts['ok']} ok")
     return 1 if counts["wrong"] else 0
 
 
@@ -311,7 +311,7 @@ def look_at_places(server: ModelServer) -> Iterator[Finding]:
             continue
         if folder == place and place.is_file() != (what in FOLDERLESS):
             kind = "file" if what in FOLDERLESS else "folder"
-            text = f"{what}: {place}: what is there is no {kind}"
+            text = f"{what}: {place}: it exists, but is not a {kind}"
             yield Finding("wrong", "writes", text, "name another place")
             continue
         if folder == place and place.is_file():

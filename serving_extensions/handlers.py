@@ -304,7 +304,7 @@ def explain_import(project: Project, source: ModuleSource, error: BaseException)
     text = text.replace(f"{project.name}.", "")
     if missing and "." not in missing and project.has(missing):
         text += (
-            f" ({missing} lies beside it, where import statements alone find it: a pickle, or "
+            f" ({missing} is beside it, but only import statements look there: a pickle, or "
             "importlib, needs its folder on PYTHONPATH)"
         )
     return text

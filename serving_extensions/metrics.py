@@ -652,7 +652,7 @@ def collect_config(server: Any) -> Iterator[Any]:
     )
     yield GaugeMetricFamily(
         "serving_reload_problems",
-        "What of the config could not be brought about when the loader last looked",
+        "Problems that the last reload or poll of config and models found",
         len(manager.problems),
     )
     available = GaugeMetricFamily(

@@ -480,7 +480,7 @@ def named_entry(
     number, entry = server.start().manager.find(model, version, label)
     if not isinstance(entry, OnDemand):
         raise BadRequest(
-            f"'{model}' is not on demand: it is in memory as long as the config names it"
+            f"'{model}' is not on demand: it stays in memory while the config names it"
         )
     if not entry.acquire():
         raise NotFound(f"Servable not found for request: Specific({model}, {number})")

@@ -554,7 +554,7 @@ DENIALS = {
 }
 OTHERS = {
     "409": "contradicts what is there",
-    "412": "the config is wrong, or another than the request is about",
+    "412": "the config is wrong, or has changed since it was read",
     "422": "cannot be processed",
     "428": "If-Match is missing",
     "507": "the disk is full",

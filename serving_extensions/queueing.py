@@ -235,7 +235,7 @@ class Gate:
         if time.monotonic() > self.said + 1:
             self.said = time.monotonic()
             logger.warning(
-                "Busy: requests are turned away, %d until now: %s", self.refused.total(), text
+                "Busy: requests are refused with 503 (%d so far): %s", self.refused.total(), text
             )
         return text
 

@@ -79,7 +79,7 @@ def refuse_state(servable: Servable, label: str) -> dict[str, str]:
             )
             logger.warning("%s: %s", label, refused[name])
         elif kept:
-            text = "%s: signature %s may keep something of a call (%s): each replica keeps its own"
+            text = "%s: signature %s may keep state between calls (%s): each replica has its own"
             logger.warning(text, label, name, kept)
     if refused and len(refused) == len(servable.callables):
         raise LoadError("; ".join(refused.values()))

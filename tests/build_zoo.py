@@ -150,7 +150,7 @@ def garden_detector(folder: Path, name: str, kind: str, params: Any) -> Built:
     call, raw = export_garden(folder, name, kind, params, module)
     config = {"label_map": NAMES}
     if "detection_boxes" not in raw:
-        return Built(name, call, PICTURE, config, refused="a detector's heads")
+        return Built(name, call, PICTURE, config, refused="raw outputs of a detector")
     count, boxes = int(raw["num_detections"]), raw["detection_boxes"]
     family = "detection_api" if "retinanet_unit" in name else "model_garden"
     if family == "model_garden":  # official/vision/tasks: the evaluators divide by the scale
@@ -535,9 +535,7 @@ def ultralytics_model(name: str, model: Any, options: dict, saved: str) -> Itera
         yield Built(own, call, picture, config, "classifier", numbered(found))
         return
     if name.endswith(("-pose", "-obb")):
-        yield Built(
-            own, call, picture, config, refused="YOLO's models of poses and of turned boxes"
-        )
+        yield Built(own, call, picture, config, refused="YOLO's pose and rotated-box models")
         return
     if options:
         yield Built(f"{own}_unsaid", call, picture, config, refused='"yolo_nms"')

@@ -622,7 +622,7 @@ def test_a_deployment_in_the_words_of_datatures_page(site):
         ({"model": "d", "resource_type": "TPU"}, "$.resource_type: expected GPU, CPU or AUTO"),
         ({"model": "d", "upload_groups": ["a", "b"]}, "$.upload_groups: expected one group"),
         ({"model": "d", "instances": 0}, "$.model_config_list[0].config.instances: expected at"),
-        ({"model": "d", "id": "other"}, "$.id: another than in the URL"),
+        ({"model": "d", "id": "other"}, "$.id: it differs from the id in the URL"),
         ({"model": "d", "region": 5}, "$.deployments[0].notes.region: expected string"),
         ({}, "$.deployments[0]: missing key 'model'"),
         ([], "Expected a JSON object"),

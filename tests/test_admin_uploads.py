@@ -439,7 +439,10 @@ def test_a_project_that_is_sent_answers_and_is_replaced(rest, tmp_path):
     [
         ({"config.json": b"{}"}, ""),
         ({"handler.py": b"def double(:\n"}, "handler.py: "),
-        ({"config.json": b'{"auth": {}}'}, "config.json of a project has handlers and models"),
+        (
+            {"config.json": b'{"auth": {}}'},
+            "config.json of a project may only have handlers and models",
+        ),
         ({"config.json": b'{"handlers": [{"path": "/x"}]}'}, "config.json of the project"),
         ({"config.json": b'{"handlers": 5}'}, "config.json of the project"),
         ({"config.json": b"{"}, "$: not valid JSON"),

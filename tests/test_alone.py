@@ -353,7 +353,7 @@ def test_a_file_under_another_name_says_that_its_extensions_are_for_serving(tmp_
     shutil.copy(folder / "serving.py", folder / "tfserve.py")
     code = "import tfserve\ntry: tfserve.installed()\nexcept ImportError as error: print(error)"
     (line,) = python(code, folder)
-    assert line.startswith("serving_extensions/ is for the module 'serving', which is another")
+    assert line.startswith("serving_extensions/ uses the module 'serving', but this one is")
 
 
 @pytest.mark.parametrize("first", ["serving_extensions.batching", "serving_extensions.metrics"])

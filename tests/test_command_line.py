@@ -304,7 +304,7 @@ def test_wrong_starts_are_one_clear_line_and_a_status():
         port = str(taken.getsockname()[1])
         assert fails("--port", port) == (
             1,
-            f"serving: 127.0.0.1 port {port}: Address already in use; name others by --host and --port",
+            f"serving: 127.0.0.1 port {port}: Address already in use; choose another --host or --port",
         )
     assert fails("--config", "nope.json") == (2, "serving: nope.json: No such file or directory")
     assert fails("--nope")[0] == 2
@@ -324,9 +324,18 @@ def refusal(capsys, *arguments):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--enable_batching=true"], "--enable_batching: here it is a model's 'batching'"),
-        (["--target_device", "GPU"], "--target_device: here it is a model's 'target_device'"),
-        (["--grpc_bind_address=0.0.0.0"], "--grpc_bind_address: here it is no option: REST..."),
+        (
+            ["--enable_batching=true"],
+            "--enable_batching: no such option here; use a model's 'batching'",
+        ),
+        (
+            ["--target_device", "GPU"],
+            "--target_device: no such option here; use a model's 'target_device'",
+        ),
+        (
+            ["--grpc_bind_address=0.0.0.0"],
+            "--grpc_bind_address: no such option here; use REST: this...",
+        ),
         (["--port=8500", "--rest_api_port=8501"], "--port is the same as --rest_port here, as..."),
     ],
 )
@@ -408,19 +417,19 @@ def test_options_that_contradict_each_other_or_are_empty_are_refused(capsys):
     for arguments, text in (
         (
             ["models", "--config", "c"],
-            "PATH and --config exclude each other: each says what to serve",
+            "PATH and --config cannot be used together: each says what to serve",
         ),
         (
             ["m", "--model_name", "m", "--model_path", "m"],
-            "PATH and --model_name exclude each other: each says what to serve",
+            "PATH and --model_name cannot be used together: each says what to serve",
         ),
         (["m", "--model_path", "m"], "--model_name and --model_base_path go together"),
-        (["--config", ""], "--config is empty: leave it out, or name one"),
-        (["--config="], "--config is empty: leave it out, or name one"),
-        ([""], "PATH is empty: leave it out, or name one"),
-        (["--model_path", ""], "--model_base_path is empty: leave it out, or name one"),
+        (["--config", ""], "--config is empty: leave it out, or give it a value"),
+        (["--config="], "--config is empty: leave it out, or give it a value"),
+        ([""], "PATH is empty: leave it out, or give it a value"),
+        (["--model_path", ""], "--model_base_path is empty: leave it out, or give it a value"),
         *(
-            ([option, ""], f"{option} is empty: leave it out, or name one")
+            ([option, ""], f"{option} is empty: leave it out, or give it a value")
             for option in ("--new-key", "--init", "--init-hub", "--manifest", "--deploy")
         ),
     ):
@@ -446,7 +455,7 @@ def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, cap
     gone = "No such file or directory"
     assert refusal(capsys, "nowhere") == (2, f"serving: nowhere: {gone}")
     monkeypatch.setattr(serving, "__file__", str(tmp_path / "serving.py"))
-    hint = "name what to serve, 'serving models/mine', or write a project, --init"
+    hint = "say what to serve (serving models/mine), or create a project with --init"
     assert refusal(capsys) == (2, f"serving: config.json: {gone}; {hint}")
     (tmp_path / "m.onnx").write_bytes(b"x")
     hint = "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"
@@ -590,7 +599,7 @@ def test_check_names_everything_that_is_wrong(tmp_path):
     assert wrong == [
         "wrong: $.model_config_list[0].config.version_labels.new: version 3 is not available",
         "wrong: $.model_config_list[0].config: version 2 holds no saved_model.pb, or an empty one: T/a/2",
-        "wrong: $.model_config_list[1].config: no version folder that its policy picks in T/empty",
+        "wrong: $.model_config_list[1].config: model_version_policy picks no version folder in T/empty",
         "wrong: $.model_config_list[2].config.base_path: base_path cannot be read: No such file or directory: T/gone",
         "wrong: $.model_config_list[3].config.name: 'a' is already taken by $.model_config_list[0].config",
         "wrong: $.deployments[0].model: no model is called 'nope'",
@@ -608,7 +617,7 @@ def test_check_says_where_versions_are_that_are_always_to_be_present(tmp_path, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"model  m  version none on AUTO  {tmp_path}/m"
     assert "base_path: expected a version to serve, got none" in lines[-2]
-    hint = f"picks in {tmp_path}/m; a version folder's name is a number: 'v1' should be '1'"
+    hint = f"picks no version folder in {tmp_path}/m; a version folder's name is a number: 'v1' should be '1'"
     assert lines[-1].endswith(hint)
 
 

@@ -324,7 +324,7 @@ def test_an_openvino_model_server_config_is_read_unchanged():
     [
         (
             {"deployments": [{"id": "a", "model": "m", "scale": 0}]},
-            "scale: expected a number that is not 0: it makes all pictures one",
+            "scale: expected a number other than 0: it makes all pictures equal",
         ),
         (
             {

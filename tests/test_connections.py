@@ -1066,7 +1066,7 @@ def test_a_log_that_nobody_reads_stops_no_request(tmp_path):
             until(lambda: select_readable(process.stderr), 10)
             later = os.read(process.stderr.fileno(), 1 << 20)
         assert (
-            re.match(rb"\(\d{3,} lines of the log were dropped here: nobody read them\)\n", later)
+            re.match(rb"\(\d{3,} log lines were dropped here, as nothing read the log\)\n", later)
             and b"GET /v1/config 200" in later
         )
 
@@ -1086,7 +1086,7 @@ def test_a_long_line_that_does_not_fit_is_cut_and_said_so():
     handler.emit(serving.logging.makeLogRecord({"msg": "short"}))
     assert (
         os.read(reading, 1 << 16)
-        == b"(2 lines of the log were dropped here: nobody read them)\nshort\n"
+        == b"(2 log lines were dropped here, as nothing read the log)\nshort\n"
     )
     handler.stream.close(), os.close(reading)
 

@@ -246,7 +246,7 @@ def test_a_history_that_cannot_be_looked_at_or_is_a_folder_is_wrong(
     assert (status, about(lines, "writes")) == (
         1,
         [
-            f"wrong writes history: {tmp_path}/locked/stats.json: what is there is no file",
+            f"wrong writes history: {tmp_path}/locked/stats.json: it exists, but is not a file",
             "-> name another place",
         ],
     )

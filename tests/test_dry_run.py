@@ -219,7 +219,7 @@ def test_what_can_be_seen_without_loading_is_told_as_a_problem(site):
     )
     plan = site.plan()
     details = site.rest.post("/v1/config/reload").json["details"]
-    none = "$.model_config_list[3].config: no version folder that its policy picks in "
+    none = "$.model_config_list[3].config: model_version_policy picks no version folder in "
     assert sorted(plan["problems"]) == sorted([*details, f"{none}{site.folder / 'b'}"])
     assert len(details) == 5
 

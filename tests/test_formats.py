@@ -108,7 +108,7 @@ def test_an_export_left_in_training_is_told_and_refused_for_pictures(
     models = [{"config": {"name": "m", "base_path": str(tmp_path / "m")}}]
     text = json.dumps({"model_config_list": models, "deployments": [deployment]})
     (tmp_path / "c.json").write_text(text)
-    told = "assigns variables: what it answers may depend on the calls before"
+    told = "changes variables in a call: answers may depend on earlier calls"
 
     model.export(tmp_path / "m/1", verbose=False)
     server = served(tmp_path / "m", deployments=[deployment])
@@ -299,7 +299,10 @@ def test_a_model_file_beside_the_version_folders(tmp_path):
     [
         (["m.tflite"], "; 'm.tflite' is in it; a .tflite file is no SavedModel: export one"),
         (["frozen.pb"], "; 'frozen.pb' is in it; a .pb file is no SavedModel: export one"),
-        (["b.keras", "a.h5"], "; 'a.h5' and 'b.keras' are in it, and one model may be: leave one"),
+        (
+            ["b.keras", "a.h5"],
+            "; it holds 'a.h5' and 'b.keras', but a version is one model: keep one",
+        ),
         (["saved/saved_model.pb"], "; there is one a folder down, in 'saved'"),
         (["notes.txt"], "{saved_model.pbtxt|saved_model.pb}"),
     ],

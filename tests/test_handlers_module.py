@@ -278,8 +278,8 @@ def test_a_pickle_of_a_neighbours_class_is_read_where_python_finds_it(tmp_path, 
     write(tmp_path, main=body % str(tmp_path / "model.pickle"))
     fails(
         Handler("main:f", tmp_path),
-        "main.py: ModuleNotFoundError: No module named 'its_classes' (its_classes lies beside it, "
-        "where import statements alone find it: a pickle, or importlib, needs its folder on "
+        "main.py: ModuleNotFoundError: No module named 'its_classes' (its_classes is beside it, "
+        "but only import statements look there: a pickle, or importlib, needs its folder on "
         "PYTHONPATH)",
     )
     monkeypatch.syspath_prepend(tmp_path)  # as PYTHONPATH does, and `python -m serving` there

@@ -331,9 +331,7 @@ def test_what_other_requests_have_unpacked_is_counted_with_this_one():
             ("/v1/models/m:predict", npy(np.zeros((1, 1000, 2000, 3), np.uint8)), {}),
         ):
             answer = rest.post(path, data, headers=headers)
-            assert_error(
-                answer, 503, "The server is busy: what other requests have unpacked holds all ..."
-            )
+            assert_error(answer, 503, "The server is busy: other requests use all ...")
             assert int(answer.headers["Retry-After"]) >= 1 and server.unpacked.held == 25_000_000
         with pytest.raises(serving.ServingError, match="The server is busy"):
             server.predict("m", body)

@@ -479,7 +479,7 @@ def test_a_signature_whose_python_function_is_not_here_is_refused(tf, tmp_path, 
     lost = "it calls a Python function (pyfunc_of_another_process), and a SavedModel's files hold"
     assert f"signature serving_default cannot be called: {lost}" in reason(server, "alone")
     assert f"gone: signature serving_default cannot be called: {lost}" in caplog.text
-    assert "here: signature serving_default calls what this process has registered" in caplog.text
+    assert "here: signature serving_default calls Python functions by name" in caplog.text
     for name, status in (("gone", 400), ("here", 200)):
         url, body = f"/v1/models/{name}:predict", {"instances": [2.0]}
         assert Rest(server).post(url, body).status_code == status

@@ -157,14 +157,14 @@ def test_serving_py_alone_loads_keras_exports_and_tables_and_says_what_it_does_n
     expected = directly(tf, network, given)["output_0"]
     np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-6)
     assert numbers == [5.0, -2.5]
-    assert "words: unbatched: that needs serving_extensions/ beside serving.py" in done.stderr
+    assert "words: no batching: it needs serving_extensions/ beside serving.py" in done.stderr
 
 
 def test_what_no_wrapper_answers_is_said_and_the_model_serves(network, caplog):
     servable = load_plainly(network, instances=2, load="on_demand", batching=True)
     assert run(servable, np.ones((1, 8, 8, 3), np.float32))["output_0"].shape == (1, 3)
-    for what in ("unbatched", "one replica", "loaded at once"):
-        assert f"m: {what}: that needs serving_extensions/ beside serving.py" in caplog.text
+    for what in ("no batching", "no replicas", "no on-demand loading"):
+        assert f"m: {what}: it needs serving_extensions/ beside serving.py" in caplog.text
 
 
 def test_tensorflows_import_is_no_part_of_a_models_load(monkeypatch):

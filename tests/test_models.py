@@ -248,7 +248,7 @@ def test_all_versions_gone_is_no_error_and_ends_them():
     disk.models["m"] = set()
     assert server.reload()[0] == 201 and states(server) == {"1": END}
     assert server.readiness() == [
-        "m (no version to serve: its policy picks none of the numbered folders [])"
+        "m (no version to serve: model_version_policy picks none of the version folders [])"
     ]
 
 
@@ -257,16 +257,20 @@ def test_all_versions_gone_is_no_error_and_ends_them():
     [
         (None, {}, "base_path cannot be read: No such file or directory"),
         ("file", {}, "base_path cannot be read: Not a directory"),
-        ("folder", {}, "no version to serve: its policy picks none of the numbered folders []"),
+        (
+            "folder",
+            {},
+            "no version to serve: model_version_policy picks none of the version folders []",
+        ),
         (
             "versions",
             {"model_version_policy": {"specific": {"versions": [7]}}},
-            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+            "no version to serve: model_version_policy picks none of the version folders [1, 2]",
         ),
         (
             "versions",
             {"model_version_policy": {"specific": {"versions": []}}},
-            "no version to serve: its policy picks none of the numbered folders [1, 2]",
+            "no version to serve: model_version_policy picks none of the version folders [1, 2]",
         ),
     ],
 )
@@ -286,7 +290,7 @@ def test_a_model_without_versions_is_not_found_and_readyz_says_why(
     client = Rest(server, how)
     assert_error(client.get("/v1/models/x"), 404, "Could not find any versions of model x")
     assert_error(client.get("/v1/models/x/versions/1"), 404, "Could not find any versions of ...")
-    assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of x ({why})")
+    assert_error(client.get("/readyz"), 503, f"Not ready: x ({why})")
     assert why in caplog.text
 
 
@@ -464,7 +468,7 @@ def test_request_waits_for_the_first_load_and_then_gives_up():
     response = client.post("/v1/models/m:predict", {"inputs": [0.0]})
     assert_error(response, 503, "Model m is still loading")
     assert response.headers["Retry-After"] == "1"
-    assert_error(client.get("/readyz"), 503, "Not ready: no version is available of m")
+    assert_error(client.get("/readyz"), 503, "Not ready: m")
     assert client.get("/livez").status_code == 200
     go_on.set()
     server.wait(10)
@@ -876,7 +880,7 @@ def test_a_model_that_cannot_be_served_says_so_and_keeps_no_other_from_it(
         "LOADING",
         {"error_code": "UNKNOWN", "error_message": text},
     )
-    assert_error(client.get("/readyz"), 503, f"Not ready: no version is available of bad ({text})")
+    assert_error(client.get("/readyz"), 503, f"Not ready: bad ({text})")
     assert f"$.model_config_list[0].config.{text}" in caplog.text
     assert server.reload()[1]["details"] == [f"$.model_config_list[0].config.{text}"]
     assert client.post("/v1/models/bad:predict", {"inputs": [0.0]}).status_code == 404

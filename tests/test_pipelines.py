@@ -323,7 +323,7 @@ def test_table_of_wrong_pipelines(pipeline, text, where, status):
         404,
         "Pipeline is not loaded yet",
     )
-    assert_error(rest.get("/readyz"), 503, f"Not ready: no version is available of {name}")
+    assert_error(rest.get("/readyz"), 503, f"Not ready: {name}")
 
 
 def test_a_reload_with_a_wrong_pipeline_has_the_status_of_its_mistake(tmp_path):

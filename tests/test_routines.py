@@ -612,7 +612,7 @@ def test_classifier_by_probabilities_or_logits(values, labels, first, known):
 
 def test_unknown_outputs_are_refused_by_name():
     inputs = {"x": ("DT_UINT8", (1, None, None, 3))}
-    with pytest.raises(ValueError, match=r"no known family: a \[1\], b of any shape: write "):
+    with pytest.raises(ValueError, match=r"fit no known family: a \[1\], b of any shape: write "):
         routines.ImageModel(inputs, {"a": ("DT_FLOAT", (1,)), "b": ("DT_FLOAT", None)})
 
 

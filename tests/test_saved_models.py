@@ -1215,7 +1215,7 @@ def test_texts_that_do_not_depend_on_each_other_are_batched_and_what_cannot_be_t
     tf, folder, caplog
 ):
     text = [tf.TensorSpec([None], tf.string, "x")]
-    untold = "though made-up rows could not tell whether theirs can be joined"
+    untold = "unchecked: made-up rows do not show if rows are independent"
     export(tf, folder / "upper", {"serving_default": (lambda x: {"y": tf.strings.upper(x)}, text)})
     caplog.set_level("INFO", "serving")
     servable = load(folder / "upper", batching=True)

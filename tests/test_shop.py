@@ -74,7 +74,7 @@ def test_who_is_not_logged_in_is_answered_401(site):
     headers = {"X-CSRFToken": token(client.get("/login").text)}
     body = {"instances": baskets(0).tolist()}
     answer = client.post(URL, json=body, headers=headers)
-    assert_error(answer, 401, "This site does not let you in")
+    assert_error(answer, 401, "This site has refused the request; you may have to log in")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="serving"'  # RFC 6750, 3
     assert client.get("/ml/v1/models/articles").status_code == 401
     wrong = {"name": "ann", "password": "", "csrf_token": headers["X-CSRFToken"]}

@@ -354,7 +354,7 @@ def test_a_signature_that_may_keep_something_of_a_call_is_not_called_when_it_is_
     servable, other = load(path), load(path, warm_up=False)
     assert not servable.callables["serving_default"].tried and not written.exists()
     assert (
-        "m: signature serving_default is not warmed up: its graph may keep something of a call ("
+        "m: signature serving_default is not warmed up: its graph may keep state between calls ("
         in caplog.text
     )
     x = np.ones(1, np.float32)
@@ -366,7 +366,7 @@ def test_a_signature_that_may_keep_something_of_a_call_is_not_called_when_it_is_
             load(path, target_device=["CPU", "CPU:0"])
     else:
         assert load(path, target_device=["CPU", "CPU:0"]).callables
-        assert "each replica keeps its own" in caplog.text
+        assert "each replica has its own" in caplog.text
 
 
 def harmless(tf, name):
@@ -949,10 +949,7 @@ def test_a_model_without_signatures_is_said_to_have_none(tf, folder, caplog):
     module.weight = tf.Variable(1.0)
     tf.saved_model.save(module, str(folder / "none"))
     load(folder / "none")
-    assert (
-        "m has no signature, so that nothing can be asked of it: export it with signatures"
-        in caplog.text
-    )
+    assert "m has no signature and cannot be called: export it with signatures" in caplog.text
 
 
 def test_warm_up_is_part_of_what_a_version_is_loaded_with():
@@ -987,8 +984,8 @@ def test_a_convolution_of_any_rank_is_refused_and_its_neighbours_serve(tf, tmp_p
     assert_error(
         rest.post(P, body),
         400,
-        "Signature \"open\" cannot be called: input 'x' takes any rank, and Conv2D one of them only: "
-        "export it with the shape that it takes",
+        "Signature \"open\" cannot be called: input 'x' has no fixed rank, but its operation "
+        "Conv2D needs one: export the model with the input's shape",
     )
 
 

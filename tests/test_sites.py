@@ -402,7 +402,7 @@ def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
     site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
     site.before_request(lambda: look(flask.request) and None)
     response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
-    assert_error(response, 500, "A hook of this site has read the request's body...")
+    assert_error(response, 500, "A hook of this site has already read the request's body...")
 
 
 def test_a_body_that_flask_keeps_is_there_after_a_hook_that_reads_forms(server):

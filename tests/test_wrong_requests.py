@@ -767,7 +767,7 @@ def test_a_deflated_body_is_read(server, body):
     "body", [b"not deflated", DEFLATED[:-1], DEFLATED[2:-5], DEFLATED + b"x", DEFLATED[2:], b""]
 )
 def test_broken_deflate_is_a_bad_request(server, body):
-    wanted = "Request body is not the deflate that Content-Encoding announces: ..."
+    wanted = "Content-Encoding says deflate, but the request body is not: ..."
     assert_error(Rest(server).post(P, body, headers=DEFLATE), 400, wanted)
 
 
@@ -788,7 +788,7 @@ def test_broken_gzip_is_a_bad_request(server, body):
         assert_error(
             Rest(server).post(P, body, headers={"Content-Encoding": "gzip"}),
             400,
-            "Request body is not the gzip that ...",
+            "Content-Encoding says gzip, but ...",
         )
     else:
         assert_error(
@@ -836,7 +836,7 @@ def test_unexpected_errors_tell_nothing(caplog):
     assert_error(
         response,
         500,
-        f"Internal server error: the server's log has the reason, at request {response.headers['X-Request-Id']}",
+        f"Internal server error: see request {response.headers['X-Request-Id']} in the server's log",
     )
     assert "secret /path" in caplog.text
 

@@ -382,7 +382,7 @@ DETECTORS = [
             image_info=INFO,
         ),
         config=C,
-        refused="a detector's heads",
+        refused="raw outputs of a detector",
         shape=(1, None, None, 3),
         dtype="uint8",
         input="inputs",
@@ -516,7 +516,7 @@ DETECTORS = [
         "names of one's own",
         constant(detection_boxes=BOXES[None], s=SCORES[None], c=CLASSES[None]),
         config=C,
-        refused='of detection_api write "family": "detection_api", "outputs": '
+        refused='for detection_api write "family": "detection_api", "outputs": '
         '{"detection_scores": "c | s", "detection_classes": "c | s"}',
     ),
     Zoo(
@@ -525,7 +525,7 @@ DETECTORS = [
         odapi(detection_classes=(CLASSES - 1)[None]),
         "detection_api",
         C,
-        fails='a class 0 was found, where they count from 1 and 0 has no name: write "classes_from"',
+        fails='the model answered class 0, but classes count from 1, and 0 has no name: write "classes_from"',
     ),
     Zoo("yolov8", ULTRALYTICS, concat(V8, True), "yolo", C),
     Zoo("yolov8_rows", ULTRALYTICS + ", transposed", concat(V8), "yolo", C),
@@ -592,7 +592,7 @@ DETECTORS = [
         "ultralytics 8.4.190, yolov8n-obb: a last column for the angle",
         concat(V8, True),
         config={"label_map": ["cat", "dog"]},
-        refused="model's 3 classes, ids 1 to 3; got 2, ids 1 to 2; YOLO's models of poses and of turned",
+        refused="model's 3 classes, ids 1 to 3; got 2, ids 1 to 2; YOLO's pose and rotated-box",
         input="images",
     ),
     Zoo("yolov5", YOLOV5, concat(V5), "yolov5", C),
@@ -873,7 +873,7 @@ CLASSIFIERS = [
         KERAS,
         apply(softmax, "dense", ONE),
         config=C,
-        refused="one output with a softmax is 1 for every picture",
+        refused="a softmax over one output is always 1",
     ),
     Zoo(
         "binary_logit",
@@ -944,7 +944,7 @@ CLASSIFIERS = [
             **apply(softmax, "age", FIVE)(tf, picture),
         },
         config={},
-        refused='of classifier write "family": "classifier", "outputs": {"probabilities": "age | kind"}',
+        refused='for classifier write "family": "classifier", "outputs": {"probabilities": "age | kind"}',
     ),
     Zoo(
         "two_heads_said",
@@ -993,7 +993,7 @@ CLASSIFIERS = [
         "edges_of_a_box",
         "keras.io, a box for the one object",
         apply(sigmoid, "dense", FIVE[:, :4]),
-        refused="4 sigmoids without names may be places, such as the edges of a box: of a classifier "
+        refused="4 sigmoids without names may be places, such as the edges of a box: for a classifier "
         'write "label_map", or "family": "classifier"',
     ),
     Zoo(
@@ -1083,7 +1083,7 @@ SEGMENTERS = [
         UNET,
         apply(softmax, "mask", MASK[None]),
         config={"label_map": ["pet"]},
-        refused="one output with a softmax is 1",
+        refused="a softmax over one output is always 1",
         shape=WIDE,
     ),
     Zoo(
@@ -1215,7 +1215,7 @@ SEGMENTERS = [
         apply(lambda tf, x: tf.nn.softmax(tf.reshape(x, [1, 512, 3])), "out", FIELD[None]),
         config=TWO,
         shape=(1, 64, 128, 3),
-        refused='rows for 16x32 pixels may be a sequence: of a segmenter write "family": "flat_seg',
+        refused='rows for 16x32 pixels may be a sequence: for a segmenter write "family": "flat_seg',
     ),
     Zoo(
         "planes_cubic",
@@ -1268,7 +1268,7 @@ SEGMENTERS = [
         apply(sigmoid, "grid", FIELD[None, :7, :7, [0] * 30]),
         config={},
         shape=(1, 448, 448, 3),
-        refused="a cell of planes [1, 7, 7, 30] is of 16 pixels or more, as those of detectors are",
+        refused="each cell of planes [1, 7, 7, 30] covers 16 pixels or more, as in a detector's grid",
     ),
     Zoo("deeplab", DEEPLAB, constant(SemanticPredictions=CLASS_MAP), "class_map", TWO, shape=WIDE),
     Zoo(
@@ -1283,7 +1283,7 @@ SEGMENTERS = [
         "autoencoder",
         "image to image",
         apply(sigmoid, "decoded", FIELD[None]),
-        refused="three planes may be a picture",
+        refused="three planes may also be a picture",
         shape=WIDE,
     ),
     Zoo(
@@ -1314,7 +1314,7 @@ OTHERS = [
         UNET,
         apply(sigmoid, "mask", MASK[None]),
         config={"boxes": {"scale": "input"}},
-        refused="boxes: family segmentation has none",
+        refused="boxes: family segmentation takes no such option",
         shape=WIDE,
     ),
     Zoo(
@@ -1333,7 +1333,7 @@ OTHERS = [
         "style",
         "magenta/arbitrary-image-stylization",
         lambda tf, picture: {"stylized": tf.cast(picture, tf.uint8)},
-        refused="a model that answers one names nothing in it",
+        refused="a deployment answers predictions, not pictures",
     ),
     Zoo(
         "token_ids",
@@ -1366,7 +1366,7 @@ OTHERS = [
                 tf.cast(tf.strings.length(text)[:, None], tf.float32) * [[1.0, 2.0]]
             )
         },
-        refused="is a text, and its graph does not tell of what: write",
+        refused="is a string, and the graph does not show what it holds: write",
         shape=(None,),
         dtype="string",
     ),

@@ -175,7 +175,7 @@ def open_heif(data: bytes) -> Image.Image:
         import pillow_heif  # optional, and some 10 MB
     except ImportError:
         raise ImageError(
-            "image is HEIC, which this server cannot read: pip install pillow-heif lets it, "
+            "image is HEIC, which this server can read only if pillow-heif is installed; "
             f"else expected one of {', '.join(FORMATS)}"
         ) from None
     return pillow_heif.HeifImageFile(io.BytesIO(data))
@@ -791,7 +791,7 @@ def redirect_of(place: Place, location: str) -> Place:
     try:
         url = urljoin(place.url, escape_target(location.strip()))
     except ValueError:
-        raise ImageError("url redirects to a malformed one") from None
+        raise ImageError("url redirects to a malformed URL") from None
     found = read_url(url)
     if not found.login and found.origin == place.origin:
         return dataclasses.replace(found, login=place.login)
@@ -1301,7 +1301,7 @@ def check_confidences(values: np.ndarray, advice: str = OTHER_FAMILY) -> None:
     low, high = np.fmin.reduce(values, None, initial=0), np.fmax.reduce(values, None, initial=0)
     if low < -SLACK or high > 1 + SLACK:
         raise OutputError(
-            f"confidences lie in 0..1, the model answers {low:.4g}..{high:.4g}: {advice}"
+            f"confidences must be in 0..1, but the model answers {low:.4g}..{high:.4g}: {advice}"
         )
 
 
@@ -1429,7 +1429,7 @@ def match_outputs(
             ):
                 return dict(zip(kind.layout, chosen))
         raise ValueError(
-            f"family {kind.name} has {show_layout(kind)}, the model {list_outputs(outputs)}: "
+            f"family {kind.name} needs {show_layout(kind)}, the model has {list_outputs(outputs)}: "
             f'write "outputs": {{"{next(iter(kind.layout))}": "..."}}'
         )
     found, sizes = dict[str, str](), dict[str, int]()
@@ -1439,13 +1439,13 @@ def match_outputs(
         )
         if own is None and not may_lack:
             raise ValueError(
-                f"family {kind.name} lacks {names[0]}; it has {show_layout(kind)}; "
+                f"no output for {names[0]} of family {kind.name}, which needs {show_layout(kind)}; "
                 f'write "outputs": {{"{names[0]}": "..."}}'
             )
         has_rank = own is not None and outputs[own].shape is not None
         if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
-                f"family {kind.name} has {show_layout(kind)}, but {own} is {outputs[own].text} of "
+                f"family {kind.name} needs {show_layout(kind)}; {own} is {outputs[own].text} of "
                 f'{type_name(outputs[own].dtype)}: write "outputs": {{"{names[0]}": "..."}}'
             )
         if own is not None:
@@ -1650,7 +1650,7 @@ def settle(kind: Family, about: About) -> About:
         about, boxes_format=form, boxes_scale=scale, classes_from=first, threshold=limit
     )
     if about.planes and not {"planes", "prototypes"} & kind.layout.keys():
-        raise ValueError(f"planes: family {kind.name} has none: leave it out")
+        raise ValueError(f"planes: family {kind.name} takes no such option: leave it out")
     if problem := kind.check(about):
         raise ValueError(problem)
     check_numbers(kind, about)
@@ -1741,11 +1741,11 @@ def check_scale(boxes: np.ndarray, scale: str, input_size: tuple[int, int]) -> N
     line = 'write "boxes": {"scale": "%s"} into the deployment'
     if scale == "unit" and np.median(edges) > 2:
         raise OutputError(
-            f"boxes reach to {edges.max():.4g}, which is not in 0..1: " + line % "pixels | input"
+            f"boxes go up to {edges.max():.4g}, so they are not in 0..1: " + line % "pixels | input"
         )
     if scale != "unit" and edges.max() <= 1.5 and min(input_size) > 8:
         raise OutputError(
-            f"boxes reach to {edges.max():.4g}, which are no pixels: " + line % "unit"
+            f"boxes go only up to {edges.max():.4g}, so they are not in pixels: " + line % "unit"
         )
 
 
@@ -1959,7 +1959,7 @@ def model_garden(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     tensors, (_, _, scale, offset) = read_named(outputs), outputs["image_info"].astype(np.float32)
     boxes = tensors["boxes"]
     if len(boxes) and np.nan_to_num(np.abs(boxes)).max() <= 1.5:
-        raise OutputError('boxes lie in 0..1, which are no pixels: write "family": "detection_api"')
+        raise OutputError('boxes are in 0..1, not in pixels: write "family": "detection_api"')
     if (scale > 0).all():
         tensors["boxes"] = (tensors["boxes"] + np.tile(offset, 2)) / np.tile(scale, 2)
     return tensors
@@ -2036,9 +2036,7 @@ def keras_detector(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 def has_activation(about: About) -> str:
     """Only with a softmax is DETR's last class "no object", so the activation must be known."""
     is_known = about.activation != "none" or about.made_by("pred_logits") in MADE
-    return (
-        "" if is_known else 'activation: write "softmax" (the last class is no object) or "sigmoid"'
-    )
+    return "" if is_known else 'activation: write "softmax" (last class: no object) or "sigmoid"'
 
 
 def has_nothing(about: About) -> bool:
@@ -2475,7 +2473,7 @@ def is_segmentation(about: About) -> str:
     output, planes = about.outputs["planes"], about.shape("planes")
     axis = plane_axis(about)
     if output.made_by == "Tanh":
-        return "a model that answers a picture (made by Tanh) finds nothing to be named in one"
+        return "a model that answers pictures (made by Tanh) is not a segmenter"
     is_softmax = "softmax" in (about.activation, MADE.get(output.made_by))
     if planes[1] == 1 or planes[0] == 1 and is_softmax:
         return "a sequence is no mask"
@@ -2505,7 +2503,7 @@ def check_grey(about: About, family: str) -> str:
     if about.channels != "grey" or about.labels or about.activation:
         return ""
     return (
-        "one plane for grey pictures may be a picture, of a model that answers one (image to "
+        "one plane for grey pictures may also be a picture (a model from image to "
         f'image): for a segmenter write "label_map", or "family": "{family}"'
     )
 
@@ -2524,7 +2522,7 @@ REGIONS: dict[str, Any] = {
 
 
 FIRST_CLASS = (
-    'write "classes_from": 0 where class 0 is one like the others, 1 where it is the background'
+    'write "classes_from": 0 if class 0 is a class like the others, 1 if it is the background'
 )
 NO_CLASS = {"background", "bg", "unlabeled", "unlabelled", "void", "none", "nothing", "ignore"}
 
@@ -2623,8 +2621,8 @@ def check_shares(planes: np.ndarray, about: About) -> None:
     total = planes.sum(axis=2)
     if about.made_by("planes") == "Softmax" and (np.abs(total - 1) > 0.05).any():  # NaN passes
         raise OutputError(
-            "the classes of a softmax add up to 1 in each pixel, these to "
-            f"{np.nanmin(total):.3g}..{np.nanmax(total):.3g}: it is over another axis, or cut"
+            "the classes of a softmax must add up to 1 in each pixel, but these add up to "
+            f"{np.nanmin(total):.3g}..{np.nanmax(total):.3g}: it is over another axis, or partial"
         )
 
 
@@ -2738,9 +2736,7 @@ def flat_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensor
 
 def is_map(about: About) -> str:
     tall, wide = about.shape("map")[:2]
-    return (
-        "" if is_in_proportion(about, tall, wide) else "integers, but of no picture's proportions"
-    )
+    return "" if is_in_proportion(about, tall, wide) else "integers, not in the input's proportions"
 
 
 @family({"map": "int H W"}, told=is_map, check=check_background, **REGIONS)
@@ -2761,7 +2757,7 @@ def class_map_plane(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 def is_mask(about: About) -> str:
     if about.made_by("mask") not in MADE and about.activation is None:
         return (
-            f"{unknown_activation(about, 'mask')}: of a mask write {WAYS}, of a detector its family"
+            f"{unknown_activation(about, 'mask')}: for masks write {WAYS}, for detectors a family"
         )
     is_like = is_in_proportion(about, *about.shape("mask"))
     if about.made_by("mask") == "Softmax" or not is_like:
@@ -2840,7 +2836,7 @@ def check_classes(about: About) -> str:
     except ValueError as error:
         if count != about.names + 1:
             raise
-        return f'{error}; where class 0 is the background, write "classes_from": 1'
+        return f'{error}; if class 0 is the background, write "classes_from": 1'
     return ""
 
 
@@ -2858,9 +2854,9 @@ def check_count(about: About, count: int | None, slot: str = "probabilities") ->
             'export all of them, or write "activation": "none"'
         )
     if count == 1 and about.classes_from is not None:
-        return "classes_from: of one output there is no first class: leave it out"
+        return "classes_from: a model with one output has no first class: leave it out"
     if count == 1 and len(about.labels) > 2:
-        return f"one output is one class or two, label_map names {len(about.labels)}"
+        return f"one output means one class or two, but label_map names {len(about.labels)}"
     return ""
 
 
@@ -3354,9 +3350,9 @@ class Tile:
     """
 
     size: int = argument(640, "pixels of a tile's sides", minimum=16, maximum=10_000)
-    overlap: float = argument(0.2, "how much of a tile the next repeats", minimum=0, maximum=0.9)
+    overlap: float = argument(0.2, "how much of a tile overlaps the next", minimum=0, maximum=0.9)
     iou: float = argument(0.5, "see FilterIOU, over all tiles", minimum=0, maximum=1)
-    whole: bool = argument(True, "whether the whole picture is shown too")
+    whole: bool = argument(True, "true: the model gets the whole picture too")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return image  # unchanged: `find_in_tiles` cuts it
@@ -4205,7 +4201,7 @@ def read_input(
     if dtype not in PIXEL_TYPES:
         raise NoPicture(f"input '{name}' is no picture: it is {type_name(dtype)}")
     if options.input is not None:
-        raise ValueError(f"input: '{options.input}' is for texts, '{name}' is {type_name(dtype)}")
+        raise ValueError(f"input: '{options.input}' is for strings, '{name}' is {type_name(dtype)}")
     return read_pixel_input(name, dtype, shape, options)
 
 
@@ -4249,7 +4245,7 @@ def read_text_input(
     if options != plain:
         raise ValueError(
             f"input '{name}' takes encoded pictures: layout, channels, preprocess, scale, offset, "
-            "mean, std, resize and padding are of no use to it"
+            "mean, std, resize and padding do not apply to it: leave them out"
         )
     if shape is not None and any(size not in (None, 1) for size in shape):
         raise NoPicture(f"input '{name}' is no picture: it is string {show_shape(shape)}")
@@ -4301,7 +4297,7 @@ def find_layout(name: str, shape: Shape, options: InputOptions) -> str:
         return found[0]
     if shape is None or fitting:
         raise NoPicture(
-            f"input '{name}' {show_shape(shape)} does not tell how it takes pictures: write "
+            f"input '{name}' {show_shape(shape)} does not show how it takes pictures: write "
             '"layout": "NHWC" or "NCHW" (or "NHW", "HWC", "CHW", "HW") and "channels": "rgb" '
             '(or "bgr", "grey", "rgba", "bgra") into the deployment'
         )
@@ -4323,7 +4319,7 @@ def find_channels(name: str, count: int | None, options: InputOptions) -> str:
     if count is None:
         if wanted is None:
             raise ValueError(
-                f"input '{name}' does not tell its channels: write "
+                f"input '{name}' does not show its channels: write "
                 '"channels": "rgb" (or "bgr", "grey", "rgba", "bgra") into the deployment'
             )
         return wanted
@@ -4332,8 +4328,8 @@ def find_channels(name: str, count: int | None, options: InputOptions) -> str:
     if wanted is not None and CHANNELS[wanted] != count:
         raise ValueError(
             f"{'channels' if options.channels else 'preprocess'}: "
-            f"'{options.channels or options.preprocess}' is of {CHANNELS[wanted]} channels, "
-            f"input '{name}' has {count}"
+            f"'{options.channels or options.preprocess}' has {CHANNELS[wanted]} channels, "
+            f"but input '{name}' has {count}"
         )
     return wanted or NORMAL[count]
 

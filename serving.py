@@ -293,7 +293,7 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
     try:
         thread.start()
     except RuntimeError as error:
-        raise ServingError(f"No thread can be had just now: {error}", "UNAVAILABLE") from None
+        raise ServingError(f"No thread can be started now: {error}", "UNAVAILABLE") from None
     return thread
 
 
@@ -308,7 +308,7 @@ class Rarely:
             log_safely(logging.ERROR, "%s", place, error=error)
         elif self.clock() >= self.next:
             self.next = self.clock() + 60
-            text = "%s: no files are left to open, it is tried again"
+            text = "%s: the process has too many open files; it will try again"
             log_safely(logging.ERROR, text, place)
 
 
@@ -713,17 +713,17 @@ class ModelConfig:
     )
     load: str = option(
         "eager",
-        "eager, or on_demand: into memory at the first request",
+        "eager, or on_demand: loaded at the first request",
         pattern="^(eager|on_demand)$",
         loads=True,
     )
     idle_seconds: int | float | None = option(
-        None, "on_demand: out of memory after so long without a request", minimum=1
+        None, "on_demand: unloaded after so many seconds without a request", minimum=1
     )
-    pinned: bool = option(False, "on_demand: stays in memory once it is there")
+    pinned: bool = option(False, "on_demand: stays in memory once it is loaded")
     freeze: bool = option(
         True,
-        "let a convolutional network's variables become constants of its graph "
+        "turn the variables of a convolutional network into constants of its graph "
         "on a CPU; false: results stay the same to the last bit",
         loads=True,
     )
@@ -811,7 +811,7 @@ class ActiveLearningConfig:
     """Pictures the model is unsure of are put aside, for people to look at."""
 
     threshold: int | float = option(
-        doc="score from which on a picture is put aside, 0..1", minimum=0, maximum=1
+        doc="a picture with this score or more is put aside, 0..1", minimum=0, maximum=1
     )
     group: str = option(
         "review",
@@ -840,7 +840,7 @@ class BoxesConfig:
     )
     scale: str | None = option(
         None,
-        "unit (0..1), pixels (of the picture that the model is shown) or input (of its input)",
+        "unit (0..1), pixels (of the picture before it is resized) or input (of the resized one)",
         pattern="^(unit|pixels|input)$",
     )
 
@@ -885,7 +885,7 @@ class Deployment:
     )
     input: str | None = option(
         None,
-        "what a text input holds, where the graph does not tell: encoded (the picture's file) or "
+        "what a string input holds, if the graph does not show it: encoded (a picture file) or "
         "example (a tf.Example)",
         pattern="^(encoded|example)$",
     )
@@ -894,7 +894,7 @@ class Deployment:
     )
     layout: str | None = option(
         None,
-        "the order of the input's dimensions, where its shape does not tell",
+        "the order of the input's dimensions, if its shape does not show it",
         pattern="^(NHWC|NCHW|NHW|HWC|CHW|HW)$",
     )
     channels: str | None = option(
@@ -904,12 +904,12 @@ class Deployment:
     )
     preprocess: str | None = option(
         None,
-        "pixels as keras.applications makes them for a model: tf, torch or caffe",
+        "pixels are prepared as by keras.applications: tf, torch or caffe",
         pattern="^(tf|torch|caffe)$",
     )
     scale: int | float = option(
         1,
-        "the model is shown (pixel * scale + offset - mean) / std, of pixels 0..255",
+        "the model gets (pixel * scale + offset - mean) / std, for pixels of 0..255",
         minimum=-1e30,
         maximum=1e30,
     )
@@ -922,7 +922,7 @@ class Deployment:
     )
     resize: str | None = option(
         None,
-        "how a picture of other proportions comes to the model's size: stretch, letterbox (whole, "
+        "how a picture of other proportions is fitted to the model: stretch, letterbox (whole, "
         "with padding) or crop (its middle); default: stretch",
         pattern="^(stretch|letterbox|crop)$",
     )
@@ -935,7 +935,7 @@ class Deployment:
     stateful: bool = option(False, "true: its model may change its variables in a call")
     max_detections: int = option(
         300,
-        "the most predictions of a detector or segmenter in an answer; of a classifier top_k",
+        "the most predictions in an answer, for detectors and segmenters; for classifiers: top_k",
         minimum=1,
         maximum=100_000,
     )
@@ -948,7 +948,7 @@ class Deployment:
     notes: dict[str, str] = option({}, "texts that are kept and shown with it, such as a region")
     routines: tuple[dict[str, Any], ...] = option((), "run before those of a request")
     active_learning: ActiveLearningConfig | None = option(
-        None, "puts aside what the model is unsure of"
+        None, "put aside pictures that the model is unsure of"
     )
 
     def __post_init__(self) -> None:
@@ -984,13 +984,12 @@ class Key:
         pattern="^[0-9a-fA-F]{64}$",
     )
     expires: str | None = option(
-        None,
-        "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; UTC where none is given",
+        None, "a date or time, such as 2027-01-31 or 2027-01-31T12:00:00+01:00; without offset: UTC"
     )
-    disabled: bool = option(False, "refused while true")
+    disabled: bool = option(False, "true: the key is refused")
     admin: bool = option(False, "may change what is served, where the config has `admin`")
     deployments: tuple[str, ...] | None = option(
-        None, "the ids, or paths of handlers, that it is for; default: everything"
+        None, "ids of deployments and paths of handlers that it may call; default: everything"
     )
     quota: Quota | None = option(None, "how often it may call; default: without limit")
 
@@ -1023,8 +1022,8 @@ class Auth:
         default=None,
         repr=False,
         metadata={  # it may hold a password
-            "doc": "what quotas are counted in: a file, or redis://, rediss:// or unix:// for "
-            "servers that share them; default: <config>.quotas.sqlite3",
+            "doc": "where quotas are counted: a file, or redis://, rediss:// or unix:// for "
+            "several servers together; default: <config>.quotas.sqlite3",
             "pattern": NOT_EMPTY,
         },
     )
@@ -1068,7 +1067,7 @@ class ImageConfig:
     max_bytes: int = option(50 << 20, "size of a picture's file", minimum=1)
     max_pixels: int = option(
         50_000_000,
-        "width times height, read from the header; of files Pillow reads up to 178,956,970",
+        "width times height, read from the header; Pillow itself reads files up to 178,956,970",
         minimum=1,
     )
     download_seconds: int | float = option(
@@ -1076,7 +1075,7 @@ class ImageConfig:
     )
     allowed_hosts: tuple[str, ...] = option(
         (),
-        "hosts of urls, or host:port, that may have addresses which are not public",
+        "hosts, or host:port, of pictures' URLs whose address need not be public",
         pattern=r"^[^/*\s]+$",
     )
     max_pictures: int = option(32, "pictures in one request", minimum=1, maximum=100_000)
@@ -1114,7 +1113,7 @@ class HandlerConfig:
     )
     project: str | None = option(
         None,
-        "a project's folder, as CellStrat's Hub API has it; relative to the config file",
+        "a project's folder in the layout of CellStrat's Hub API; relative to the config file",
         pattern=NOT_EMPTY,
     )
     model_dir: str | None = option(
@@ -1157,7 +1156,7 @@ class NodeInput:
 
 @dataclass(frozen=True)
 class NodeOutput:
-    data_item: str = option(doc="the model's name of the output")
+    data_item: str = option(doc="the output's name in the model")
     alias: str = option(doc="its name for later nodes")
 
 
@@ -1166,7 +1165,7 @@ class Node:
     name: str = option(doc="its name in this pipeline")
     type: str = option(doc="DL model or custom", pattern="^(DL model|custom)$")
     inputs: tuple[dict[str, NodeInput], ...] = option(
-        doc="where each input comes from, an object of one key each"
+        doc="for each input an object of one key, its name: where it comes from"
     )
     outputs: tuple[NodeOutput, ...] = option(doc="the outputs that others use")
     model_name: str | None = option(None, "the model of a DL model node")
@@ -1178,17 +1177,17 @@ class Node:
         "the Python function of a custom node: module:name or file.py:name",
         pattern=r"^[^:]+:[^:]+$",
     )
-    params: dict[str, str] = option({}, "what a custom node's function is given besides")
+    params: dict[str, str] = option({}, "further arguments of a custom node's function")
     library_name: str | None = option(
         None, "OpenVINO's C++ nodes; here custom nodes are Python functions"
     )
     demultiply_count: int | None = option(
         None,
-        "split its outputs' first dimension, so many; -1: any number",
+        "its outputs are split along their first dimension, of this size; -1: of any size",
         minimum=-1,
         maximum=10000,
     )
-    gather_from_node: str | None = option(None, "the demultiplexer whose shards it takes together")
+    gather_from_node: str | None = option(None, "the demultiplexer node whose shards it joins")
 
     def __post_init__(self) -> None:
         refuse_many_keys("inputs", self.inputs)
@@ -1215,11 +1214,11 @@ class Pipeline:
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
     outputs: tuple[dict[str, NodeInput], ...] = option(
-        doc="where each output comes from, an object of one key each"
+        doc="for each output an object of one key, its name: where it comes from"
     )
     demultiply_count: int | None = option(
         None,
-        "split the inputs' first dimension, so many; -1: any number",
+        "inputs are split along their first dimension, of this size; -1: of any size",
         minimum=-1,
         maximum=10000,
     )
@@ -1296,7 +1295,7 @@ class ServerConfig:
     max_request_bytes: int = option(1 << 30, "size of a request's body as sent (start)", minimum=1)
     max_unpacked_bytes: int = option(
         100 << 20,
-        "size of a body unpacked from gzip or deflate (TensorFlow Serving's limit), of a handler's "
+        "size of a body unpacked from gzip or deflate (TensorFlow Serving's limit), or a handler's "
         "stream",
         minimum=1,
     )
@@ -1346,14 +1345,14 @@ class ServerConfig:
         "INFO", "DEBUG, INFO, WARNING or ERROR (start)", pattern="^(DEBUG|INFO|WARNING|ERROR)$"
     )
     log_probes: bool = option(
-        False, "/livez and /readyz have a line in the log for each request, as all others have"
+        False, "true: requests of /livez and /readyz are logged like all others"
     )
     history: str | None = option(
         None,
         "a file that keeps the page's graphs over a restart; relative to the config file (start)",
         pattern=NOT_EMPTY,
     )
-    images: ImageConfig = option(ImageConfig(), "limits of the pictures taken in")
+    images: ImageConfig = option(ImageConfig(), "limits for pictures in requests")
 
 
 @dataclass(frozen=True)
@@ -1367,18 +1366,18 @@ class Admin:
     )
     models_folder: str = option(
         "models",
-        "where models that are sent under new names go; relative to the config file",
+        "the folder for models uploaded under new names; relative to the config file",
         pattern=NOT_EMPTY,
     )
     projects_folder: str = option(
         "projects",
-        "where projects that are sent go; relative to the config file",
+        "the folder for uploaded projects; relative to the config file",
         pattern=NOT_EMPTY,
     )
     max_upload_bytes: int = option(
-        2 << 30, "what is sent, and what it unpacks to in all", minimum=1
+        2 << 30, "size of an upload, and of all that it unpacks to", minimum=1
     )
-    max_upload_files: int = option(10_000, "files and folders in what is sent", minimum=1)
+    max_upload_files: int = option(10_000, "files and folders in an upload", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -1388,14 +1387,14 @@ class Config:
         (), "models under names of their own, and how they take pictures"
     )
     import_modules: tuple[str, ...] = option(
-        (), 'modules that bring operations, imported before models: such as "tensorflow_text"'
+        (), 'modules with custom operations, imported before models: such as "tensorflow_text"'
     )
     routine_modules: tuple[str, ...] = option((), "files or modules with routines of your own")
     auth: Auth = option(Auth(), "who may call what")
     server: ServerConfig = option(ServerConfig(), "options of the whole server")
     pipeline_config_list: tuple[Pipeline, ...] = option((), "graphs of models")
     handlers: tuple[HandlerConfig, ...] = option((), "Python functions behind URLs of their own")
-    admin: Admin | None = option(None, "change what is served over REST; default: nobody may")
+    admin: Admin | None = option(None, "lets admin keys change the config over REST; default: off")
     custom_node_library_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
     custom_loader_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
     mediapipe_config_list: tuple[dict[str, Any], ...] = option((), NO_EFFECT)
@@ -2047,7 +2046,7 @@ def inflate(data: bytes) -> Iterator[bytes]:
             packed = unpacker.unconsumed_tail
     yield unpacker.flush()
     if not unpacker.eof or unpacker.unused_data or packed:
-        raise EOFError("it ends too early, or more stands behind its end")
+        raise EOFError("it ends too early, or has more bytes after its end")
 
 
 def is_plain_json(body: bytes) -> bool:
@@ -2759,7 +2758,7 @@ class Trace:
         self.deadline = (self.queued or self.start) + seconds
         if self.remaining() <= 0:
             raise ServingError(
-                f"The request waited for longer than its {seconds:g} s", "DEADLINE_EXCEEDED"
+                f"The request waited longer than its timeout, {seconds:g} s", "DEADLINE_EXCEEDED"
             )
 
     def remaining(self) -> float:
@@ -2989,9 +2988,9 @@ def explain_path(base_path: str) -> str:
     """A hint for the commonest mistakes with a `base_path` that is no folder; else empty."""
     name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
     if name in ("saved_model.pb", "saved_model.pbtxt"):
-        return "; serve the folder that it lies in"
+        return "; serve the folder that it is in"
     if name.endswith(WEIGHTS_ALONE):
-        return "; it holds weights alone: save the model, model.save('x.keras')"
+        return "; it holds only weights: save the model, model.save('x.keras')"
     if name.endswith(PACKED_FILES):
         return "; it is an archive: unpack it, and serve the folder"
     if suffix in NO_MODELS:
@@ -3010,7 +3009,7 @@ def explain_folder(folder: Path) -> str:
         return f"; it holds {' and '.join(models[:2])}, but a version is one model: keep one"
     for entry in entries:
         if is_saved_model(entry):
-            return f"; there is one a folder down, in '{entry.name}'"
+            return f"; there is a model one folder down, in '{entry.name}'"
         if hint := explain_path(entry.name):
             return f"; '{entry.name}' is in it{hint}"
     return ""
@@ -3223,7 +3222,7 @@ def pick_device(target: str) -> str:
     problem = (
         f"{wanted[0]} is not" if len(wanted) == 1 else f"{target}: none of {', '.join(wanted)} is"
     )
-    raise LoadError(f"target_device {problem} there: TensorFlow sees {', '.join(there)}")
+    raise LoadError(f"target_device {problem} available: TensorFlow sees {', '.join(there)}")
 
 
 @once
@@ -3424,7 +3423,7 @@ class SessionServable(Servable):
     ) -> dict[str, np.ndarray]:
         call = self.callables.get(name)
         if call is None:
-            reason = self._refused.get(name, "there is none of that name")
+            reason = self._refused.get(name, "no signature has that name")
             raise BadRequest(f'Signature "{name}" cannot be called: {reason}')
         arrays = [fit(spec, inputs) for spec in self.signatures[name].inputs.values()]
         values = self.compute(name, call, arrays, trace)
@@ -4028,7 +4027,7 @@ def check_signature(graph: Any, signature: Signature) -> Signature:
     }
     for name, spec in inputs.items():
         if not is_carried(spec):
-            raise LoadError(f"input '{name}' is of type {spec.type_name}, no number or string")
+            raise LoadError(f"input '{name}' is {spec.type_name}, which is not a number or string")
     if not any(map(is_carried, signature.outputs.values())):
         raise LoadError("none of its outputs is a number or a string")
     return Signature(inputs, signature.outputs)
@@ -4048,7 +4047,7 @@ def find_tensor(graph: Any, spec: TensorSpec) -> Any:
     except (KeyError, ValueError) as error:
         raise LoadError(
             f"tensor '{spec.tensor}' of '{spec.name}' is not in the graph, "
-            "or not in what can be loaded of it"
+            "or not in the part of it that can be loaded"
         ) from error
     dtype = types_pb2.DataType.Name(tensor.dtype.base_dtype.as_datatype_enum)
     if dtype != spec.dtype:  # its bytes would be read as another dtype
@@ -4567,7 +4566,7 @@ def is_python_here(
     tokens = sorted({node.attr["token"].s.decode() for node in nodes})
     if lost := [token for token in tokens if not is_registered(token)]:
         refused[name] = (
-            f"it calls a Python function ({lost[0]}), and a SavedModel's files hold none: "
+            f"it calls a Python function ({lost[0]}), which no SavedModel can contain: "
             "export it without tf.py_function and tf.numpy_function"
         )
         return False
@@ -5003,7 +5002,7 @@ class Workers:
         """
         future = self.submit(function, *arguments, wanted=lambda: not trace.has_left())
         try:
-            text = "The model took longer than the request's time"
+            text = "The model took longer than the request's timeout"
             return result_within(future, trace.timeout(), text)
         except CancelledError:
             raise ServingError("The client has left", "CANCELLED") from None
@@ -5589,7 +5588,7 @@ class ModelManager:
             self.require_loader()
             if time.monotonic() >= deadline:
                 raise ServingError(
-                    "Loading takes longer than the request's time", "DEADLINE_EXCEEDED"
+                    "Loading takes longer than the request's timeout", "DEADLINE_EXCEEDED"
                 )
         return future.result()
 
@@ -5621,7 +5620,7 @@ class ModelManager:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
             future.set_exception(error)
-            self._rarely.log("A pass of the loader stopped short", error)
+            self._rarely.log("The loader failed", error)
         return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -6568,8 +6567,8 @@ class KeyRing:
         if seconds is None:
             return
         raise ServingError(
-            f"The key '{key.name}' has used its {key.quota.calls} calls a {key.quota.period}; "
-            f"more in {seconds} s",
+            f"The key '{key.name}' has used its {key.quota.calls} calls per {key.quota.period}; "
+            f"try again in {seconds} s",
             "RESOURCE_EXHAUSTED",
             headers={
                 "Retry-After": str(seconds),
@@ -6702,7 +6701,7 @@ class ReadyDeployment:
         if tile is not None and not model.kind.boxes:
             raise ValueError(f"routines: {routines.lacks(tile, 'boxes')}")
         if not config.stateful and (text := tell_training(signature.operations)):
-            raise ValueError(f'its signature {text}. Where that is meant, write "stateful": true')
+            raise ValueError(f'its signature {text}. If that is intended, write "stateful": true')
         return model
 
 
@@ -6740,7 +6739,7 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     except OSError as error:
         raise ValueError(f"{error.strerror or type(error).__name__}: {name}") from error
     except UnicodeDecodeError:
-        text = f"expected a text file (.pbtxt, JSON, YAML, or a name a line): {name}"
+        text = f"expected a text file (.pbtxt, JSON, YAML, or one name per line): {name}"
         raise ValueError(text) from None
     except ValueError as error:
         raise ValueError(clean(str(error).removeprefix("label map: "))) from None
@@ -8039,7 +8038,7 @@ class Call:
         if is_chunked and not self.environ.get("wsgi.input_terminated"):
             raise ServingError(
                 "Length Required: send the body with a Content-Length. This WSGI server takes "
-                "chunks, but does not tell by wsgi.input_terminated that they have an end",
+                "chunked bodies, but does not set wsgi.input_terminated",
                 status=411,
             )
         try:
@@ -8712,7 +8711,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "/v1/config",
         view_config,
         "shared",
-        "The states of all models ever configured",
+        "The states of all models, also of removed ones",
         lists=True,
         line="state",
     ),
@@ -8733,7 +8732,7 @@ ROUTES: tuple[Route, ...] = (  # the first match answers
         "(/readyz|/v2/health/ready)",
         view_ready,
         "open",
-        "Everything that is configured is there",
+        "Everything in the config is ready",
         line="health",
         probe=True,
     ),
@@ -9354,9 +9353,9 @@ def create_blueprint(
         door.server.start()
     if authorize is None and door.server.generated_key and not door.server.says_key:
         logger.warning(
-            "The config has no keys: pictures and handlers answer to ModelServer.generated_key "
-            "alone, "
-            "which changes at each start; `python serving.py --new-key NAME` makes a lasting one, "
+            "The config has no keys: pictures and handlers accept only "
+            "ModelServer.generated_key, "
+            "which changes at each start; `python serving.py --new-key NAME` makes one that stays; "
             "`authorize=` lets the site decide"
         )
     if authorize is not None and door.server.config.auth.protect != "all":
@@ -9881,7 +9880,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--init",),
-        {"metavar": "DIR", "help": "write a project of a handler that serves at once, then exit"},
+        {"metavar": "DIR", "help": "create a handler project that is ready to serve, then exit"},
     ),
     (
         ("--init-hub",),
@@ -9906,7 +9905,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("--doctor",),
         {
             "action": "store_true",
-            "help": "say whether this machine, this installation and the config fit, and what to "
+            "help": "check this machine, this installation and the config, and say what to "
             "do, then exit",
         },
     ),
@@ -9982,7 +9981,7 @@ exit status:
   1  the server cannot listen on its address; --doctor found something wrong; --deploy reached
      no server; a second signal stopped it, or a load did not end in time
   2  the options or the config are wrong, or, with --check, a file or model that it names
-  3  --deploy: the server did not take what was sent
+  3  --deploy: the server refused the upload
 """
 
 

@@ -128,7 +128,7 @@ class Inbox:
         with self._lock:
             self._held -= image.nbytes
 
-    def _count(self, outcome: str, reason: str = "a cap is reached") -> None:
+    def _count(self, outcome: str, reason: str = "max_images or max_bytes is reached") -> None:
         self.counts[outcome] += 1
         if outcome in ("full", "failed", "busy") and outcome not in self._said:
             text = "Active learning group %s: pictures are not kept: %s"

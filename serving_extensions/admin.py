@@ -103,7 +103,7 @@ def edit_config(
     def change(text: bytes) -> bytes:
         if problem := find_problem(server, text):
             raise ServingError(
-                f"The config file as it is now is wrong, put it right first: {problem}",
+                f"The config file has errors already, correct them first: {problem}",
                 status=HTTPStatus.CONFLICT,
             )
         old = read_config(text)
@@ -221,7 +221,7 @@ def take_over(server: ModelServer, call: Call, answer: dict[str, Any]) -> Reply:
     fresh = [problem for problem in details or () if unnumbered(problem) not in known]
     if not fresh:
         return reply(answer | {"problems": list(details or ())}, HTTPStatus.CREATED)
-    text = "The config is in force, but for: " + "; ".join(fresh)
+    text = "The config is in force, but it has problems: " + "; ".join(fresh)
     return reply(answer | {"error": text, "details": fresh}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
@@ -593,9 +593,9 @@ EXTENSION = Extension(
         admin_route(
             "DELETE", "/deployments/{deployment}", view_delete_deployment, "Delete a deployment"
         ),
-        admin_route("GET", "/deployments/{deployment}/statistics", view_statistics, "How it fares"),
+        admin_route("GET", "/deployments/{deployment}/statistics", view_statistics, "Statistics"),
         admin_route("GET", "/v1/keys", view_keys, "The keys and their usage of the month"),
-        admin_route("POST", "/v1/keys", view_create_key, "Make a key, shown this once"),
+        admin_route("POST", "/v1/keys", view_create_key, "Create a key, which is shown only once"),
         admin_route("PATCH", "/v1/keys/{key}", view_edit_key, "Disable, enable or change a key"),
         admin_route("DELETE", "/v1/keys/{key}", view_delete_key, "Delete a key"),
         admin_route("PATCH", "/v1/models/{model}", view_edit_model, "Change a model's options"),

@@ -43,7 +43,7 @@ from .manifest import describe_digest, is_version
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of what becomes a folder
 KERAS = {"metadata.json", "config.json", "model.weights.h5"}  # what a .keras file is made of
-FOLDER = "The folder for what is sent cannot be written"
+FOLDER = "The folder for uploads cannot be written"
 KEPT_PROJECTS = 10  # earlier states of a project
 
 
@@ -148,7 +148,7 @@ def view_upload(server: ModelServer, call: Call, model: str, version: int | None
 def refuse_dry_run(call: Call) -> None:
     """An upload is tried by taking it. Raises BadRequest."""
     if is_asked(call, "dry_run"):
-        raise BadRequest("dry_run: an upload is taken or refused; there is no dry run of it")
+        raise BadRequest("dry_run: an upload has no dry run")
 
 
 def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path:
@@ -390,7 +390,7 @@ def replace_own(
     names = {entry_of(one)[0] for one in others}
     for one in entries:
         if entry_of(one)[0] in names:
-            text = f"{section}: '{entry_of(one)[0]}' is there already, and not of this project"
+            text = f"{section}: '{entry_of(one)[0]}' exists already, but not in this project"
             raise ServingError(text, "ALREADY_EXISTS")
     if others or entries or section in config:
         config[section] = others + entries
@@ -400,11 +400,11 @@ EXTENSION = Extension(
     "admin_uploads",
     routes=(
         admin_route(
-            "POST", "/v1/models/{model}/versions", view_upload, "Take the next version of a model"
+            "POST", "/v1/models/{model}/versions", view_upload, "Upload the next version of a model"
         ),
         admin_route(
-            "PUT", "/v1/models/{model}/versions/{version}", view_upload, "Take a version of a model"
+            "PUT", "/v1/models/{model}/versions/{version}", view_upload, "Upload a model's version"
         ),
-        admin_route("PUT", "/v1/projects/{project}", view_project, "Take a project of handlers"),
+        admin_route("PUT", "/v1/projects/{project}", view_project, "Upload a handler project"),
     ),
 )

@@ -106,7 +106,7 @@ def safe_name(name: str) -> PurePosixPath:
         or name[1:2] == ":"
         or not name.isprintable()
     ):
-        raise BadRequest(f"The archive has a name that leads elsewhere or is odd: {quoted(name)}")
+        raise BadRequest(f"The archive has an unsafe or invalid name: {quoted(name)}")
     return PurePosixPath(*parts)
 
 
@@ -161,7 +161,7 @@ class Metered:
         block = self._stream.read(min(size, max(0, self.allowed - self.count) + 1))
         self.count += len(block)
         if self.count > self.allowed:
-            raise BadRequest("The archive has headers of a megabyte, which none needs")
+            raise BadRequest("The archive has headers that are too large")
         return block
 
 

@@ -173,9 +173,9 @@ def find_dependence(run: SessionRun, rows: Rows) -> str:
         return f"it does not answer a row for each of {count} rows"
     for place, copied in enumerate(copies):
         if not same(pick_row(together, place), pick_row(copied, place)):
-            return "a row is answered otherwise among others than alone"
+            return "a row among other rows gets another answer than alone"
     if not same(pick_row(copies[0], 0), alone):
-        return f"a row is answered otherwise in a batch of {count} than alone"
+        return f"a row in a batch of {count} gets another answer than alone"
     return ""
 
 

@@ -233,9 +233,9 @@ class WantedCall:
     """A call that a program is to make."""
 
     path: str = option(doc="a path of this server's, such as /v1/models/m:predict", pattern="^/")
-    method: str | None = option(None, "POST where the path takes it", pattern="^[A-Z]+$")
-    body: Any = option(None, "the JSON body; one that works where it is left out")
-    key: str = option("YOUR_KEY", "put into the program where the call needs one")
+    method: str | None = option(None, "default: POST if the path takes it", pattern="^[A-Z]+$")
+    body: Any = option(None, "the JSON body; default: an example that works")
+    key: str = option("YOUR_KEY", "the key in the program, if the call needs one")
 
 
 def view_call_client(server: ModelServer, call: Call, language: str) -> Reply:
@@ -389,7 +389,7 @@ EXTENSION = Extension(
             "/v1/models/{model}" + WHICH + "/client/{language}",
             view_model_client,
             "shared",
-            "A program that asks it",
+            "A program that calls it",
             lists=True,
         ),
     ),

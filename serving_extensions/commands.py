@@ -60,7 +60,7 @@ def export(source: Any, group_and_folder: list[str]) -> int:
     folders = {inboxes[r.config.id].folder.resolve() for r in ready}
     if len(folders) > 1:
         names = ", ".join(r.config.id for r in ready)
-        text = f"{names} keep group '{group}' in different folders: give them groups of other names"
+        text = f"{names} keep group '{group}' in different folders: give the groups other names"
         raise ConfigError("$.deployments", text)
     count = export_group(
         folders.pop(),
@@ -68,7 +68,7 @@ def export(source: Any, group_and_folder: list[str]) -> int:
         {number: name for r in ready for number, name in r.labels.items()},
     )
     print(
-        f"Pictures of group {group} in {folder}/images: {count}; what was seen in them is in "
+        f"Pictures of group {group} in {folder}/images: {count}; their annotations are in "
         f"{folder}/annotations.json"
     )
     return 0

@@ -299,7 +299,7 @@ class Channel(HTTPChannel):
             and now - self.arriving_since
             > options.receive_seconds + self.arriving.body_bytes_received / SLOWEST
         ):
-            return f"a request has not come whole after {now - self.arriving_since:.0f} s"
+            return f"a request has not fully arrived after {now - self.arriving_since:.0f} s"
         if not self.total_outbufs_len:
             self.sending_since = 0.0
         elif not self.sending_since:
@@ -536,7 +536,7 @@ class Front(Waitress):
         if self.held() <= self.server.config.server.max_queued_bytes:
             return None
         return self.gate.note(
-            "bytes", "bodies of other requests hold all the memory there is for them"
+            "bytes", "other requests use all the memory that max_queued_bytes allows"
         )
 
     def sweep(self, now: float) -> None:

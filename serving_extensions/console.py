@@ -208,13 +208,13 @@ EXTENSION = Extension(
     "console",
     announce=announce,
     routes=(
-        route("GET", "/", view_root, "open", "Leads browsers to the page", line="health"),
+        route("GET", "/", view_root, "open", "Redirects browsers to the page", line="health"),
         route(
             "GET",
             "(/metrics|/monitoring/prometheus/metrics)",
             view_metrics,
             "shared",
-            "The same numbers for Prometheus",
+            "Metrics for Prometheus",
             free=True,
             line="health",
         ),

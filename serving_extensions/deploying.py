@@ -90,7 +90,7 @@ def deploy(source: Any, folder_and_address: tuple[str, str]) -> int:
     key = os.environ.get("SERVING_KEY", "")
     try:
         if not key:
-            raise ValueError("the environment has no SERVING_KEY: the key of an admin")
+            raise ValueError("SERVING_KEY is not set: set it to the key of an admin")
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"--to: expected http://... or https://..., got '{address}'")
         method, path, sent = choose(folder)

@@ -193,7 +193,7 @@ def look_at_memory(models: int) -> Iterator[Finding]:
     text = f"{megabytes(free)} free of {megabytes(memory_limit())}"
     text += f", the models' files have {megabytes(models)}" if models else ""
     if free < NEEDED_BYTES + models:
-        todo = 'give it more; or, of many models, serve some with "load": "on_demand"'
+        todo = 'add memory, or, with several models, serve some with "load": "on_demand"'
         yield Finding("warning", "memory", text, todo)
     else:
         yield Finding("ok", "memory", text)
@@ -215,7 +215,7 @@ def look_at_address(host: str, port: str) -> Iterator[Finding]:
             probe.bind(address)
     except (OSError, ValueError) as error:
         if getattr(error, "errno", 0) == errno.EADDRINUSE and answers(*address[:2]):
-            yield Finding("ok", "address", f"{host} port {port}: a server of ours answers there")
+            yield Finding("ok", "address", f"{host} port {port}: serving already runs there")
             return
         reason = getattr(error, "strerror", None) or error
         todo = "choose another with --port or --host, or stop who listens there"
@@ -283,7 +283,7 @@ def look_at_devices(server: ModelServer, probe: dict[str, Any]) -> Iterator[Find
     for model in server.config.models:
         if model.targets and all(target.startswith("GPU") for target in model.targets):
             todo = 'write "target_device": "HETERO:GPU,CPU", or see what is said of the GPU'
-            text = f"{model.name} wants {', '.join(model.targets)}, and TensorFlow sees none"
+            text = f"{model.name} wants {', '.join(model.targets)}, but TensorFlow sees no GPU"
             yield Finding("wrong", "model", text, todo)
 
 
@@ -335,9 +335,9 @@ def written_by(server: ModelServer) -> Iterable[tuple[str, Path]]:
     if config.admin:
         yield "config", server.folder
         if config.admin.upload:
-            yield "models that are sent", Path(config.admin.models_folder)
+            yield "uploaded models", Path(config.admin.models_folder)
         if config.admin.upload == "code":
-            yield "projects that are sent", Path(config.admin.projects_folder)
+            yield "uploaded projects", Path(config.admin.projects_folder)
     groups = {
         Path(deployment.active_learning.folder)
         for deployment in config.deployments

@@ -186,7 +186,7 @@ def limit_stream(
             if sent > most:
                 raise ServingError(f"{endpoint.path}: a stream of more than {most} bytes")
             if call.trace.remaining() <= 0:
-                raise ServingError(f"{endpoint.path}: a stream beyond the deadline")
+                raise ServingError(f"{endpoint.path}: the stream took longer than the timeout")
             if part:
                 yield part
     except Exception:

@@ -103,7 +103,7 @@ def first_writable(places: list[Path]) -> Path:
             place.mkdir(parents=True, exist_ok=True)
             if os.access(place, os.W_OK | os.X_OK):
                 return place
-    raise LoadError("the export has no place: neither beside the file nor in the user's cache")
+    raise LoadError("the export can be written neither beside the file nor into the user's cache")
 
 
 def export_file(file: Path, folder: Path) -> None:

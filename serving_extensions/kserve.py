@@ -270,7 +270,7 @@ def read_inputs(
         found[spec.name] = read_binary(bytes(rest[:size]), tensor, where)
         rest = rest[size:]
     if len(rest):
-        raise BadRequest(f"The body has {len(rest)} bytes behind those of its inputs")
+        raise BadRequest(f"The body has {len(rest)} bytes more than its inputs")
     if missing := [name for name in signature.inputs if name not in found]:
         raise BadRequest(f"inputs: model '{model}' also needs {', '.join(missing)}")
     return found
@@ -467,7 +467,7 @@ EXTENSION = Extension(
             MODEL_V2 + "/ready",
             view_model_ready,
             "shared",
-            "KServe V2: it answers",
+            "KServe V2: the model is ready",
             free=True,
             line="state",
         ),

@@ -97,7 +97,7 @@ def check_manifest(folder: Path, digests: Mapping[str, str] | None = None) -> bo
         *(f"{name} is missing" for name in wanted if name not in there and not is_hidden(name)),
         *(f"{name} is not in it" for name in there if name not in wanted),
         *(
-            f"{name} is another file"
+            f"{name} has changed"
             for name, path in there.items()
             if name in wanted and (known.get(name) or sha256_of(path)) != wanted[name]
         ),

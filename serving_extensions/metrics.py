@@ -564,14 +564,14 @@ class Collector:
         )
         refused = CounterMetricFamily(
             "serving_refused",
-            "Requests turned away with 503 before a thread took them",
+            "Requests refused with 503 before a thread took them",
             labels=("reason",),
         )
         for reason, count in sorted(metrics.refused.items()):
             refused.add_metric((reason,), count)
         yield refused
         yield GaugeMetricFamily(
-            "serving_uptime_seconds", "Since the server was made", metrics.uptime()
+            "serving_uptime_seconds", "Time since the server was created", metrics.uptime()
         )
         yield GaugeMetricFamily(
             "serving_memory_limit_bytes",
@@ -601,13 +601,13 @@ def collect_requests(metrics: Metrics) -> Iterator[Any]:
     for name, text, labels, histograms in (
         (
             "serving_request_duration_seconds",
-            "From the last byte of a request to its answer",
+            "Time from the last byte of a request to its answer",
             ("route", "model", "deployment"),
             metrics.latency,
         ),
         (
             "serving_request_part_seconds",
-            "Parts of requests that ran a model",
+            "Time of each part of the requests that ran a model",
             ("part", "model", "deployment"),
             metrics.parts,
         ),
@@ -627,7 +627,7 @@ def collect_models(manager: Any) -> Iterator[Any]:
     )
     seconds = GaugeMetricFamily(
         "serving_model_load_duration_seconds",
-        "Of a version's last load, without TensorFlow's import",
+        "Time of a version's last load, without TensorFlow's import",
         labels=("model", "version"),
     )
     for model, states in manager.states().items():
@@ -684,9 +684,7 @@ def collect_learning(server: Any) -> Iterator[Any]:
 def collect_quotas(server: Any) -> Iterator[Any]:
     """How much of their quotas keys have used, and how much they have."""
     used = GaugeMetricFamily(
-        "serving_quota_used_calls",
-        "Calls of a key in the period that is now",
-        labels=("key", "period"),
+        "serving_quota_used_calls", "Calls of a key in the current period", labels=("key", "period")
     )
     limit = GaugeMetricFamily(
         "serving_quota_limit_calls",

@@ -525,14 +525,14 @@ EXTENSION = Extension(
             f"/v1/models/{{model}}{WHICH}/'load'",
             view_load,
             "shared",
-            "Bring a model that is on demand into memory",
+            "Load an on_demand model into memory",
         ),
         route(
             "POST",
             f"/v1/models/{{model}}{WHICH}/'unload'",
             view_unload,
             "shared",
-            "Take a model that is on demand out of memory",
+            "Unload an on_demand model",
         ),
     ),
 )

@@ -544,7 +544,7 @@ ERRORS = {
     "404": "unknown",
     "413": "too large",
     "500": "internal error",
-    "503": "not there just now",
+    "503": "not available now",
     "504": "took too long",
 }
 DENIALS = {
@@ -553,7 +553,7 @@ DENIALS = {
     "429": "the key's quota is used up",
 }
 OTHERS = {
-    "409": "contradicts what is there",
+    "409": "conflicts with what exists",
     "412": "the config is wrong, or has changed since it was read",
     "422": "cannot be processed",
     "428": "If-Match is missing",

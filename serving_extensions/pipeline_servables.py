@@ -240,7 +240,7 @@ class PipelineServable(Servable):
 def in_time(trace: Trace) -> None:
     """Raise ServingError if nobody waits any more for nodes that have not started."""
     if trace.remaining() <= 0:
-        text = "The pipeline took longer than the request's time"
+        text = "The pipeline took longer than the request's timeout"
         raise ServingError(text, "DEADLINE_EXCEEDED")
     if trace.has_left():
         raise ServingError("The client has left", "CANCELLED")

@@ -130,7 +130,7 @@ class Dispatcher:
         except BaseException as error:
             channel.will_close = True
             channel.server.pull_trigger()
-            log_safely(logging.ERROR, "A request ended its thread's work", error=error)
+            log_safely(logging.ERROR, "A request failed in its thread", error=error)
         finally:
             self.end(line, turn.waited)
 

@@ -121,7 +121,7 @@ def identify_for(
     address = client_address(call.environ)
     if seconds := state.seconds_to_wait(address, tokens[0], most):
         raise ServingError(
-            f"Too many wrong keys came from this address; more in {seconds} s",
+            f"Too many wrong keys came from this address; try again in {seconds} s",
             "RESOURCE_EXHAUSTED",
             headers={"Retry-After": str(seconds)},
         )

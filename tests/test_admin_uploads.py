@@ -101,9 +101,9 @@ def tree(folder):
 def test_an_upload_has_no_dry_run(rest, tmp_path):
     before = tree(tmp_path)
     told = send(rest, "/v1/models/new/versions?dry_run=1", b"x")
-    assert_error(told, 400, "dry_run: an upload is taken or refused; there is no dry run of it")
+    assert_error(told, 400, "dry_run: an upload has no dry run")
     told = send(rest, "/v1/projects/new?dry_run=1", b"x", "PUT")
-    assert_error(told, 400, "dry_run: an upload is taken or refused; there is no dry run of it")
+    assert_error(told, 400, "dry_run: an upload has no dry run")
     assert tree(tmp_path) == before
 
 
@@ -430,7 +430,7 @@ def test_a_project_that_is_sent_answers_and_is_replaced(rest, tmp_path):
     assert send(rest, "/v1/config/rollback", b"").status_code == 201
     assert rest.post("/double", "4", headers=ADMIN).json == 8
     other = send(rest, "/v1/projects/other", zipped(HANDLER), "PUT")
-    assert other.status_code == 409 and "not of this project" in other.json["error"]
+    assert other.status_code == 409 and "but not in this project" in other.json["error"]
     assert os.listdir(tmp_path / "projects") == ["doubler"]
 
 
@@ -604,7 +604,7 @@ def test_files_of_a_linked_folder_are_files_of_the_version(tmp_path):
     with (folder / data).open("ab") as file:
         file.write(b"x")
     assert serving.fingerprint(folder) != before and on_demand.size_of(folder) > size
-    with pytest.raises(serving.LoadError, match=f"{data} is another file"):
+    with pytest.raises(serving.LoadError, match=f"{data} has changed"):
         manifest.check_manifest(folder)
 
 
@@ -637,7 +637,7 @@ def test_the_old_version_serves_when_the_new_one_does_not_fit(tmp_path, capsys):
     assert server.wait(60) and not server.readiness()
     (tmp_path / "2").rename(tmp_path / "half/2")
     status, body = server.reload()
-    assert status == 500 and "saved_model.pb is another file" in body["details"][0]
+    assert status == 500 and "saved_model.pb has changed" in body["details"][0]
     assert server.predict("half", {"instances": [1.0]})["predictions"].tolist() == [2.5]
     server.stop()
     assert serving.main(["--check", "--config", str(path)]) == 2

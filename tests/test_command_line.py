@@ -359,8 +359,8 @@ def test_options_named_by_others_are_there():
         ("x.joblib", "a .joblib file is no SavedModel: export one (Keras: model.export(folder))"),
         ("x.onnx", "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"),
         ("x.zip", "it is an archive: unpack it, and serve the folder"),
-        ("1/saved_model.pb", "serve the folder that it lies in"),
-        ("x.weights.h5", "it holds weights alone: save the model, model.save('x.keras')"),
+        ("1/saved_model.pb", "serve the folder that it is in"),
+        ("x.weights.h5", "it holds only weights: save the model, model.save('x.keras')"),
     ],
 )
 def test_files_that_are_no_model_say_what_to_serve(tmp_path, capsys, monkeypatch, name, told):

@@ -937,7 +937,7 @@ def test_who_reads_and_sends_at_a_fair_pace_is_not_cut():
         == ""
         == overdue(2059.0, active_at=2059.0)
     )
-    assert "has not come whole after 61 s" in overdue(2061.0, active_at=2061.0)
+    assert "has not fully arrived after 61 s" in overdue(2061.0, active_at=2061.0)
     arriving.body_bytes_received = 10 * connections.SLOWEST
     assert overdue(2069.0, active_at=2069.0) == "" != overdue(2071.0)
     assert overdue(3000.0, arriving=None, total_outbufs_len=5) == overdue(3060.0) == ""

@@ -122,7 +122,7 @@ def test_a_model_for_a_gpu_that_is_not_there_is_wrong(ask, lone, tmp_path):
     (tmp_path / "c.json").write_text(text)
     status, lines = ask(str(tmp_path / "c.json"))
     assert status == 1 and [line for line in lines if line.startswith("wrong")] == [
-        "wrong model gpu wants GPU, and TensorFlow sees none"
+        "wrong model gpu wants GPU, but TensorFlow sees no GPU"
     ]
     assert ask(str(tmp_path / "c.json"), **{**WELL, "gpus": ["one"]})[0] == 0
 
@@ -151,7 +151,7 @@ def test_a_server_of_ours_at_the_address_is_well(ask, lone):
         port = address.rpartition(":")[2]
         for host in ("127.0.0.1", "0.0.0.0"):
             status, lines = ask(lone, "--host", host, "--port", port)
-            told = f"ok address {host} port {port}: a server of ours answers there"
+            told = f"ok address {host} port {port}: serving already runs there"
             assert (status, about(lines, "address")) == (0, [told])
 
 
@@ -188,8 +188,8 @@ def test_what_the_config_writes_must_be_writable(ask, lone, tmp_path, monkeypatc
         f"ok writes quotas: {tmp_path}/counts.sqlite3",
         f"wrong writes history: {tmp_path}/locked: no permission",
         f"ok writes config: {tmp_path}",
-        f"wrong writes models that are sent: {tmp_path}/locked: no permission",
-        f"ok writes projects that are sent: {tmp_path}/projects",
+        f"wrong writes uploaded models: {tmp_path}/locked: no permission",
+        f"ok writes uploaded projects: {tmp_path}/projects",
         f"ok writes active learning: {tmp_path}/aside",
     ]
     assert not any(key["sha256"] in line for line in lines)

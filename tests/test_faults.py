@@ -368,7 +368,7 @@ def test_a_loader_that_finds_no_thread_is_started_by_the_next_request(lacking):
 def test_what_finds_no_thread_waits_for_one_that_works_or_is_told(lacking):
     workers, hold, closed = serving.Workers(4, "few"), threading.Event(), []
     lacking.append("few-")
-    with pytest.raises(serving.ServingError, match="No thread can be had just now"):
+    with pytest.raises(serving.ServingError, match="No thread can be started now"):
         workers.submit(int)
     lacking.clear()
     first = workers.submit(hold.wait, 60)

@@ -303,7 +303,7 @@ def test_a_model_file_beside_the_version_folders(tmp_path):
             ["b.keras", "a.h5"],
             "; it holds 'a.h5' and 'b.keras', but a version is one model: keep one",
         ),
-        (["saved/saved_model.pb"], "; there is one a folder down, in 'saved'"),
+        (["saved/saved_model.pb"], "; there is a model one folder down, in 'saved'"),
         (["notes.txt"], "{saved_model.pbtxt|saved_model.pb}"),
     ],
 )

@@ -395,7 +395,7 @@ BINARY = one_input("input_0", "INT32", [1, 3], parameters={"binary_data_size": 1
     ("inputs", "rest", "length", "text"),
     [
         ([BINARY], b"x" * 8, None, "binary_data_size is 12, 8 bytes are left"),
-        ([BINARY], b"x" * 16, None, "4 bytes behind those of its inputs"),
+        ([BINARY], b"x" * 16, None, "4 bytes more than its inputs"),
         ([{**BINARY, "shape": [2, 3]}], b"x" * 12, None, "is 24 bytes, got 12"),
         ([BINARY], b"x" * 12, "-1", "expected the bytes of JSON"),
         ([BINARY], b"x" * 12, "9999999", "expected the bytes of JSON"),

@@ -476,7 +476,7 @@ def test_a_signature_whose_python_function_is_not_here_is_refused(tf, tmp_path, 
     edit(copy(tmp_path / "here", tmp_path / "gone"), forget_python)
     edit(tmp_path / "alone/1", forget_python)
     server = serve(tmp_path, "alone", "here", "gone")
-    lost = "it calls a Python function (pyfunc_of_another_process), and a SavedModel's files hold"
+    lost = "it calls a Python function (pyfunc_of_another_process), which no SavedModel can contain"
     assert f"signature serving_default cannot be called: {lost}" in reason(server, "alone")
     assert f"gone: signature serving_default cannot be called: {lost}" in caplog.text
     assert "here: signature serving_default calls Python functions by name" in caplog.text

@@ -984,7 +984,7 @@ def test_a_lack_of_files_is_one_line_a_minute_and_no_traceback(caplog):
         config("m"), load=disk.load, list_versions=list_versions, clock=lambda: now[0]
     )
     assert server.wait(10)
-    line = "no files are left to open, it is tried again"
+    line = "the process has too many open files; it will try again"
     for seconds, lines in ((1, 1), (58, 1), (2, 2), (59, 2), (1, 3)):
         now[0] += seconds
         server.manager.refresh(polling=True)
@@ -1004,5 +1004,5 @@ def test_a_pass_that_stops_short_for_lack_of_files_is_one_line(caplog):
     for _ in range(3):
         with pytest.raises(OSError):
             server.reload()
-    assert caplog.text.count("A pass of the loader stopped short: no files are left") == 1
+    assert caplog.text.count("The loader failed: the process has too many") == 1
     assert "Traceback" not in caplog.text and default(server) == 1

@@ -75,7 +75,7 @@ def test_the_shape_tells_how_a_picture_lies_in_it(shape, truth, dtype):
     "shape, options, text",
     [
         ((None, None, None, None), {}, 'write "layout": "NHWC" or "NCHW"'),
-        (None, {}, 'of any shape does not tell how it takes pictures: write "layout"'),
+        (None, {}, 'of any shape does not show how it takes pictures: write "layout"'),
         ((None, None, None), {}, 'write "layout"'),
         ((None, 3, 3, 3), {}, 'write "layout"'),
         ((None, None, None, None), {"layout": "NHWC"}, 'write "channels": "rgb"'),
@@ -85,7 +85,7 @@ def test_the_shape_tells_how_a_picture_lies_in_it(shape, truth, dtype):
         ((None, 48, 64, 1), {"preprocess": "torch"}, "preprocess: 'torch' is of 3 channels"),
         ((None, 48, 64, 3), {"mean": (1.0, 2.0)}, "mean: expected 1 or 3 numbers, got 2"),
         ((None, 48, 64, 1), {"std": (1.0, 2.0)}, "std: expected 1 number, got 2"),
-        ((None, 48, 64, 3), {"input": "encoded"}, "input: 'encoded' is for texts, 'x' is float"),
+        ((None, 48, 64, 3), {"input": "encoded"}, "input: 'encoded' is for strings, 'x' is float"),
         ((None, None, 64, 3), {"resize": "crop"}, "resize: 'crop' needs an input of a fixed size"),
         ((None, 10), {}, "input 'x' is no picture: expected"),
         ((None, 48, 64, 7), {}, "input 'x' is no picture: expected"),

@@ -660,7 +660,7 @@ def test_a_folder_without_a_model_is_told_as_where_it_is_loaded_at_once(tmp_path
         server.status(load)["model_version_status"][0]["status"]["error_message"]
         for load in ("eager", "on_demand")
     )
-    assert one == other and "there is one a folder down, in 'inner'" in one
+    assert one == other and "there is a model one folder down, in 'inner'" in one
 
 
 def test_a_model_is_loaded_and_freed_by_hand(folders):

@@ -820,7 +820,7 @@ def test_missing_gpu_fails_that_model_and_no_other(tf):
     )
     server.wait(60)
     assert server.status("on_gpu")["model_version_status"][0]["status"]["error_message"].startswith(
-        "target_device GPU:7 is not there: TensorFlow sees CPU:0"
+        "target_device GPU:7 is not available: TensorFlow sees CPU:0"
     )
     assert server.predict("on_cpu", {"instances": [2.0]})["predictions"].tolist() == [3.0]
     assert server.readiness() == ["on_gpu"]
@@ -868,7 +868,7 @@ def test_openvinos_spellings_of_devices_place_models_where_there_is_one(tf):
     assert server.status("MULTI:GPU.77,GPU.78")["model_version_status"][0]["status"][
         "error_message"
     ].startswith(
-        "target_device MULTI:GPU.77,GPU.78: none of GPU:77, GPU:78 is there: TensorFlow sees CPU:0"
+        "target_device MULTI:GPU.77,GPU.78: none of GPU:77, GPU:78 is available: TensorFlow sees CPU:0"
     )
 
 

@@ -486,10 +486,22 @@ IN_TURN = ("output_1", "output_2", "output_3")
 @pytest.mark.parametrize(
     "rows, said, problem",
     [
-        (named_rows([90, 80], [1, 2], names=API), {}, "lie in 0..1, the model answers 0..90"),
-        (named_rows([2.5, -1], [1, 2], names=API), {}, "lie in 0..1, the model answers 0..2.5"),
-        (named_rows([0.5, -3], [1, 2], names=API), {}, "lie in 0..1, the model answers -3..0.5"),
-        (named_rows([90, 80], [0, 1]), YXYX, "lie in 0..1, the model answers 0..90"),
+        (
+            named_rows([90, 80], [1, 2], names=API),
+            {},
+            "must be in 0..1, but the model answers 0..90",
+        ),
+        (
+            named_rows([2.5, -1], [1, 2], names=API),
+            {},
+            "must be in 0..1, but the model answers 0..2.5",
+        ),
+        (
+            named_rows([0.5, -3], [1, 2], names=API),
+            {},
+            "must be in 0..1, but the model answers -3..0.5",
+        ),
+        (named_rows([90, 80], [0, 1]), YXYX, "must be in 0..1, but the model answers 0..90"),
         (named_rows([17, 3], [0.9, 0.3], names=IN_TURN), {"family": "mask_rcnn"}, "lie in 0..1"),
         (named_rows([0, 1], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),
         (named_rows([0, 0], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),

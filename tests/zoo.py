@@ -509,7 +509,7 @@ DETECTORS = [
         ULTRALYTICS,
         concat(V8, True),
         config={**C, "planes": "last"},
-        refused="planes: family yolo has none: leave it out",
+        refused="planes: family yolo takes no such option: leave it out",
     ),
     Zoo(
         "half_named",
@@ -759,7 +759,7 @@ DETECTORS = [
         "names of one's own",
         constant(b=BOXES[None], s=SCORES[None], c=CLASSES[None]),
         config={**C, "family": "detection_api", "outputs": {"detection_boxes": "b"}},
-        refused="lacks detection_scores",
+        refused="no output for detection_scores",
     ),
     Zoo(
         "wrong_mapping",
@@ -842,7 +842,7 @@ CLASSIFIERS = [
         apply(dense, "logits", NUMBERS),
         "classifier",
         {**C, "activation": "none"},
-        fails="confidences lie in 0..1, the model answers -1..2",
+        fails="confidences must be in 0..1, but the model answers -1..2",
     ),
     Zoo(
         "softmax_twice",
@@ -866,7 +866,7 @@ CLASSIFIERS = [
         KERAS,
         apply(sigmoid, "dense", ONE),
         config=C,
-        refused="one output is one class or two, label_map names 3",
+        refused="one output means one class or two, but label_map names 3",
     ),
     Zoo(
         "binary_softmax",
@@ -1134,7 +1134,7 @@ SEGMENTERS = [
         "Cityscapes",
         apply(softmax, "planes", FIELD[None]),
         config=C,
-        refused='write "classes_from": 0 where class 0 is one like the others',
+        refused='write "classes_from": 0 if class 0 is a class like the others',
         shape=WIDE,
     ),
     Zoo(
@@ -1182,7 +1182,7 @@ SEGMENTERS = [
         "Cityscapes",
         apply(softmax, "planes", FIELD[None]),
         config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
-        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        refused="label_map names class 0 'road': write \"classes_from\": 0 if class 0",
         shape=WIDE,
     ),
     Zoo(
@@ -1230,7 +1230,7 @@ SEGMENTERS = [
         DEEPLAB,
         constant(SemanticPredictions=CLASS_MAP),
         config={"label_map": {"0": "road", "1": "cat", "2": "dog"}},
-        refused="label_map names class 0 'road': write \"classes_from\": 0 where class 0",
+        refused="label_map names class 0 'road': write \"classes_from\": 0 if class 0",
         shape=WIDE,
     ),
     Zoo(
@@ -1246,7 +1246,7 @@ SEGMENTERS = [
         UNET + ", squeezed",
         apply(sigmoid, "mask", MASK[None, ..., 0]),
         config={"label_map": ["pet"], "classes_from": 1},
-        refused="classes_from: of one output there is no first class",
+        refused="classes_from: a model with one output has no first class",
         shape=WIDE,
     ),
     Zoo(
@@ -1260,7 +1260,7 @@ SEGMENTERS = [
         "segmentation",
         TWO,
         shape=WIDE,
-        fails="the classes of a softmax add up to 1 in each pixel, these to 0.",
+        fails="the classes of a softmax must add up to 1 in each pixel, but these add up to 0.",
     ),
     Zoo(
         "grid_of_a_detector",
@@ -1290,7 +1290,7 @@ SEGMENTERS = [
         "gan",
         "pix2pix",
         apply(lambda tf, x: tf.tanh(x), "generated", FIELD[None]),
-        refused="a model that answers a picture",
+        refused="a model that answers pictures",
         shape=WIDE,
     ),
 ]
@@ -1339,7 +1339,7 @@ OTHERS = [
         "token_ids",
         "a captioner",
         constant(ids=np.arange(20)[None, :, None]),
-        refused="of no picture's proportions",
+        refused="not in the input's proportions",
     ),
     Zoo(
         "half_a_detector",

@@ -55,7 +55,7 @@ static long post(const char *body, FILE *answer) {
 int main(int count, char **arguments) {
     FILE *picture = count > 1 ? fopen(arguments[1], "rb") : NULL;
     if (picture == NULL) {
-        fprintf(stderr, "Give the file of a picture\n");
+        fprintf(stderr, "Give the name of a picture file\n");
         return EXIT_FAILURE;
     }
     char *body = make_body(picture), *answer = NULL;

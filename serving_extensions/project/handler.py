@@ -17,7 +17,7 @@ def inference_handler(inputs, _):
 
     `inputs` is any JSON value; what is returned may be any JSON value, NumPy arrays and tensors
     included, or an image. The second argument is the context of the request. Raises BadRequest when
-    `inputs` is no string: the client is told its text, with status 400.
+    `inputs` is not a string: the client gets its text, with status 400.
     """
     if not isinstance(inputs, str):
         raise BadRequest(f"expected a string, got {type(inputs).__name__}")

@@ -81,8 +81,8 @@ def test_the_shape_tells_how_a_picture_lies_in_it(shape, truth, dtype):
         ((None, None, None, None), {"layout": "NHWC"}, 'write "channels": "rgb"'),
         ((None, 48, 64, 3), {"layout": "NCHW"}, "layout: 'NCHW' does not fit input 'x'"),
         ((None, 48, 64, 3), {"layout": "NHW"}, "layout: 'NHW' does not fit input 'x'"),
-        ((None, 48, 64, 3), {"channels": "grey"}, "channels: 'grey' is of 1 channels, .* has 3"),
-        ((None, 48, 64, 1), {"preprocess": "torch"}, "preprocess: 'torch' is of 3 channels"),
+        ((None, 48, 64, 3), {"channels": "grey"}, "channels: 'grey' has 1 channels, but .* has 3"),
+        ((None, 48, 64, 1), {"preprocess": "torch"}, "preprocess: 'torch' has 3 channels"),
         ((None, 48, 64, 3), {"mean": (1.0, 2.0)}, "mean: expected 1 or 3 numbers, got 2"),
         ((None, 48, 64, 1), {"std": (1.0, 2.0)}, "std: expected 1 number, got 2"),
         ((None, 48, 64, 3), {"input": "encoded"}, "input: 'encoded' is for strings, 'x' is float"),
@@ -305,7 +305,7 @@ def test_a_text_of_which_the_graph_tells_nothing_is_refused_with_the_line_to_wri
         read("DT_STRING", (None,), ["StringLength"])
     assert read("DT_STRING", (None,), input="example").form == "example"
     assert read("DT_STRING", (None,), ["DecodeJpeg", "ParseExampleV2"]).form == "example"
-    with pytest.raises(ValueError, match="scale, offset, mean, std, resize .* are of no use"):
+    with pytest.raises(ValueError, match="scale, offset, mean, std, resize .* do not apply"):
         read("DT_STRING", (None,), ["DecodeJpeg"], scale=0.5)
     with pytest.raises(ValueError, match="input 'x' is no picture: it is string"):
         read("DT_STRING", (None, 7), ["DecodeJpeg"])

@@ -1349,7 +1349,7 @@ OTHERS = [
             detection_scores=SCORES[None, :3],
             detection_classes=CLASSES[None],
         ),
-        refused="but detection_scores is [1, 3]",
+        refused="; detection_scores is [1, 3]",
     ),
     Zoo(
         "mapping_to_nothing",

@@ -36,12 +36,12 @@ def show_load(server: ModelServer) -> None:
 
 
 def tell_step(server: ModelServer) -> str:
-    """What the loader does now, such as `loading digits, shapes (2 of 4 are there)`."""
+    """What the loader does now, such as `loading digits, shapes (2 of 4 loaded)`."""
     if "tensorflow" in sys.modules and not IMPORTED:
         return "importing TensorFlow"
     names = [model.name for model in server.config.models]
     left = [name for name in names if name not in server.manager.available]
-    return f"loading {', '.join(left)} ({len(names) - len(left)} of {len(names)} are there)"
+    return f"loading {', '.join(left)} ({len(names) - len(left)} of {len(names)} loaded)"
 
 
 @contextlib.contextmanager

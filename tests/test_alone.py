@@ -199,6 +199,12 @@ SETS = {
     "with routines.py": ("serving.py", "routines.py"),
     "all": ("serving.py", "routines.py", "serving_extensions", "console"),
 }
+# All of it at the top is what the other tests run.
+WAYS = {
+    "serving.py at the top": ("", SETS["serving.py"]),
+    "with routines.py in a package": ("mysite.ml", SETS["with routines.py"]),
+    "all in a package": ("mysite.ml", SETS["all"]),
+}
 # What lies at the top of a host that has modules of these names of its own.
 THEIRS = {
     "serving.py": "theirs = True\n",
@@ -229,8 +235,7 @@ def python(code, folder):
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
-@pytest.mark.parametrize("package", ["", "mysite.ml"])
+@pytest.mark.parametrize(("package", "names"), WAYS.values(), ids=WAYS)
 def test_as_a_program(tmp_path, package, names):
     if package:
         folder, program = host(tmp_path / "site", package, *names), ("-m", f"{package}.serving")
@@ -268,8 +273,7 @@ print(all(module.__file__.startswith({folder!r}) for module in ours), len(ours))
 """
 
 
-@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
-@pytest.mark.parametrize("package", ["", "mysite.ml"])
+@pytest.mark.parametrize(("package", "names"), WAYS.values(), ids=WAYS)
 def test_as_a_blueprint(tmp_path, package, names):
     if package:
         folder = host(tmp_path / "site", package, *names)

@@ -451,7 +451,9 @@ def test_what_may_be_something_else_waits_for_the_line(outputs, side, names, rea
 def test_one_plane_for_grey_pictures_may_be_one(shape):
     """What autoencoders of MNIST and grey super-resolution answer, as U-Nets of grey scans do."""
     sides = {"x": ("DT_FLOAT", shape)}, {"planes": ("DT_FLOAT", shape, "Sigmoid")}
-    with pytest.raises(ValueError, match='may also be a picture.* write "label_map", or "family": "'):
+    with pytest.raises(
+        ValueError, match='may also be a picture.* write "label_map", or "family": "'
+    ):
         routines.ImageModel(*sides)
     kind = "mask" if len(shape) == 3 else "segmentation"
     for said in ({"labels": {1: "cell"}}, {"activation": "none"}, {"family": kind}):
@@ -502,7 +504,11 @@ IN_TURN = ("output_1", "output_2", "output_3")
             "must be in 0..1, but the model answers -3..0.5",
         ),
         (named_rows([90, 80], [0, 1]), YXYX, "must be in 0..1, but the model answers 0..90"),
-        (named_rows([17, 3], [0.9, 0.3], names=IN_TURN), {"family": "mask_rcnn"}, "must be in 0..1"),
+        (
+            named_rows([17, 3], [0.9, 0.3], names=IN_TURN),
+            {"family": "mask_rcnn"},
+            "must be in 0..1",
+        ),
         (named_rows([0, 1], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),
         (named_rows([0, 0], [0.9, 0.8], names=IN_TURN), {"family": "mask_rcnn"}, "whole numbers"),
         (

@@ -385,6 +385,24 @@ def test_the_last_errors_are_filtered_and_what_is_typed_survives_an_update(page,
     assert browser.execute_script("return document.activeElement.id") == "errors-filter"
 
 
+def test_errors_of_one_request_id_in_one_second_are_a_row_each_at_every_look(page, site):
+    for text in ("one", "two", "three"):
+        sent = KEY | {"X-Request-Id": "again"}
+        url = f"{site.address}/v1/models/{text}:predict"
+        assert requests.post(url, "{}", headers=sent).status_code == 404
+    browser = page("watch")
+    rows = "[...document.querySelectorAll('#watch-errors tbody tr')]"
+    wait(browser, f"{rows}.length")
+    told = [one["path"] for one in site.get("stats?window=5m")["last_errors"]]
+    # the clock stands still: a slow machine sends them in several seconds
+    browser.execute_script(
+        """Date.prototype.toLocaleTimeString = () => 'now'; const box = document.querySelector('#errors-filter');
+        box.oninput(); box.oninput();"""
+    )
+    paths = browser.execute_script(f"return {rows}.map((row) => row.cells[2].innerText)")
+    assert paths == [f"POST {path}" for path in told]
+
+
 def test_the_time_of_an_error_of_another_day_has_its_date(page, site):
     assert predict(site, "{").status_code == 400
     browser = page("watch")

@@ -9,6 +9,7 @@ export class Camera {
 		this.video = make("video", {muted: true, playsInline: true, autoplay: true, label: "The camera's picture"});
 		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});
 		this.rate = status();
+		caller.stop.addEventListener("click", () => this.setLive(false));
 		this.element = make("div.bar.card", {hidden: true}, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
 	}
 
@@ -20,6 +21,11 @@ export class Camera {
 		this.stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1280}}})
 			.catch((error) => this.caller.fail(`The camera cannot be used: ${error.message}`));
 		if (!this.stream || !this.wanted) return this.end(); // refused, or the user left the panel
+		this.stream.getVideoTracks()[0].onended = async () => {
+			this.end();
+			await this.running; // its last picture takes errors away
+			this.caller.fail("The camera has gone.");
+		};
 		this.element.hidden = false;
 		this.video.srcObject = this.stream;
 		await this.video.play().catch(() => {});
@@ -34,16 +40,17 @@ export class Camera {
 	}
 
 	async shoot() {
-		const {videoWidth: width, videoHeight: height} = this.video;
+		const {live, video} = this, {videoWidth: width, videoHeight: height} = video;
 		if (!width) return;
-		await this.take(await toBlob(drawOn(make("canvas"), this.video, width, height), "image/jpeg", 0.85));
+		const shot = await toBlob(drawOn(make("canvas"), video, width, height), "image/jpeg", 0.85);
+		if (live === this.live) await this.take((this.shot = shot));
 	}
 
 	setLive(live) {
 		this.live = live && {};
 		this.liver.ariaPressed = String(live);
 		this.rate.textContent = "";
-		if (live) this.run(this.live);
+		if (live) this.running = this.run(this.live);
 	}
 
 	/** Send pictures, each once the last is answered. */

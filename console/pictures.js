@@ -95,6 +95,7 @@ class Panel {
 
 	/** Show a picture; false if it cannot be read or another was chosen. */
 	async read(blob, name) {
+		if (blob !== this.camera.shot) this.camera.setLive(false);
 		this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
 		this.code.soon();

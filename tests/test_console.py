@@ -1261,6 +1261,59 @@ def test_live_that_is_switched_off_and_on_at_once_goes_on_alone(page):
     page.click("Close the camera")
 
 
+def test_a_camera_that_is_gone_ends_live_and_is_said(page):
+    page.open("try/cells")
+    page.click("Camera")
+    page.wait("document.querySelector('video').videoWidth > 0")
+    page.click("Live")
+    page.says("fps")
+    page.hold("/predict")  # a picture is on its way
+    page.wait("window.asked.length")
+    page.js(
+        "document.querySelector('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
+    )
+    page.js("window.release()")
+    page.says("The camera has gone.", "#panel .error:not([hidden])")
+    calls = page.js("return window.asked.length")
+    page.wait("!document.querySelector('video').checkVisibility()")
+    time.sleep(0.3)
+    assert page.js("return window.asked.length") == calls
+    assert page.text("#panel .error:not([hidden])") == "The camera has gone."
+
+
+PRESSED = "[...document.querySelectorAll('button')].find((one) => one.textContent === 'Live').ariaPressed"
+
+
+@pytest.mark.parametrize("way", ["file", "sample", "paste", "gallery", "Stop"])
+def test_another_picture_and_stop_end_live(page, pictures, way):
+    page.open("try/cells")
+    if way == "gallery":
+        page.take(pictures["tall.png"], pictures["plain.png"])
+        page.says("2 of 2 done")
+    page.click("Camera")
+    page.wait("document.querySelector('video').videoWidth > 0")
+    page.click("Live")
+    page.says("fps")
+    camera = page.js("return document.querySelector('.viewer canvas').height")
+    if way == "file":
+        page.take(pictures["tall.png"])
+    elif way == "paste":
+        page.paste("body", pictures["tall.png"])
+    elif way == "Stop":
+        page.hold("/predict")
+        page.wait("window.asked.length")
+        page.click("Stop")
+    else:
+        page.find(f".{way} button, button.{way}").click()
+    page.wait(f"{PRESSED} === 'false'")
+    if way == "Stop":
+        assert page.js("return window.asked.length") == 1
+    else:
+        page.wait(f"document.querySelector('.viewer canvas').height !== {camera}")
+        page.wait_for_boxes(4)
+    page.click("Close the camera")
+
+
 def test_the_camera_is_asked_for_once_and_let_go_by_who_leaves(page):
     page.open("try/cells")
     page.js(

@@ -58,25 +58,28 @@ export class Gallery {
 			bitmap.close(); // a photo's pixels take 50 MB: read again when needed
 			const response = await predict(id, picture.blob, {...picture.options, signal});
 			picture.answer = await response.json();
-			picture.state = "done";
 			const found = (picture.predictions = picture.answer.predictions ?? []);
-			picture.text.textContent = `${picture.name}: ${found.some((one) => one.bound) || !found.length ? `${found.length} found` : `${found[0].tag.name} ${found[0].confidence.toFixed(2)}`}`;
 			drawThumb(picture.canvas, paint(picture.canvas, found, 0.35, false));
+			this.end(picture, "done", found.some((one) => one.bound) || !found.length ? `${found.length} found` : `${found[0].tag.name} ${found[0].confidence.toFixed(2)}`);
 		} catch (error) {
-			const stopped = error.name === "AbortError";
-			picture.state = stopped ? "stopped" : "failed";
-			picture.text.textContent = picture.text.title = `${picture.name}: ${stopped ? "stopped" : error.message}`;
-			if (!stopped) picture.row.className = "warning";
+			if (error.name === "AbortError") this.end(picture, "stopped");
+			else this.end(picture, "failed", error.message);
 		}
 		this.sift();
 	}
 
+	end(picture, state, text = state) {
+		picture.state = state;
+		picture.text.textContent = picture.text.title = `${picture.name}: ${text}`;
+		picture.row.className = state === "failed" ? "warning" : "";
+	}
+
 	tell() {
-		const all = this.pictures.length, count = (...states) => this.pictures.filter((one) => states.includes(one.state)).length;
-		const done = all - count("waiting", "running"), failed = count("failed");
+		const all = this.pictures.length, count = (state) => this.pictures.filter((one) => one.state === state).length;
+		const failed = count("failed"), stopped = count("stopped"), done = count("done") + failed;
 		Object.assign(this.progress, {max: all || 1, value: done});
-		this.status.textContent = `${done} of ${all} done${failed ? `, ${failed} failed` : ""}`;
-		this.stop.hidden = done === all;
+		this.status.textContent = `${done} of ${all} done${failed ? `, ${failed} failed` : ""}${stopped ? `, ${stopped} stopped` : ""}`;
+		this.stop.hidden = done + stopped === all;
 	}
 
 	sift() {
@@ -87,10 +90,14 @@ export class Gallery {
 		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
 	}
 
-	/** Show a picture and its answer, which is asked for again if there is none. */
+	/** Show a picture and its answer, which is asked for again if it failed or was stopped. */
 	async open(picture) {
-		const {panel} = this, {blob, name, state} = picture;
-		if (state !== "running" && state !== "done") return panel.take(blob, name);
+		const {panel} = this, {blob, name} = picture;
+		if (picture.state === "failed" || picture.state === "stopped") {
+			picture.state = "waiting";
+			this.work();
+		}
+		if (picture.state === "waiting") return panel.take(blob, name);
 		if (!(await panel.read(blob, name))) return;
 		panel.seen.scrollIntoView({block: "nearest"});
 		await picture.turn;
@@ -100,7 +107,7 @@ export class Gallery {
 	}
 
 	cancel() {
-		for (const one of this.pictures) if (one.state === "waiting") one.state = "stopped";
+		for (const one of this.pictures) if (one.state === "waiting") this.end(one, "stopped");
 		this.abort.abort();
 		this.abort = new AbortController();
 		this.tell();

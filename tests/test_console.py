@@ -1192,9 +1192,14 @@ def test_a_gallery_is_stopped_and_its_errors_have_a_request_id(page, slow, pictu
         page.take(*(pictures[name] for name in names))
         page.says("0 of 5 done")
         page.click("Stop", "#panel .card")
-        page.says("5 of 5 done")
-        listed = "document.querySelector('.gallery').innerText"
-        page.wait(f"{listed}.match(/: stopped/g)?.length === 3")
+        page.says("0 of 5 done, 5 stopped")
+        listed = "[...document.querySelectorAll('.gallery li')].map((one) => one.innerText.trim())"
+        assert page.js(f"return {listed}") == [f"{name}: stopped" for name in names]
+    page.find(".gallery li:nth-child(5) button").click()  # each that was stopped can be had
+    page.wait_for_boxes(4)
+    page.says("1 of 5 done, 4 stopped")
+    assert page.js(f"return {listed}")[4] == "scan.tif: 4 found"
+    with slow.held():
         page.click("Close", "#panel .card")
         page.take(pictures["broken.jpg"], pictures["broken.jpg"])
         page.says("2 of 2 done, 2 failed")

@@ -59,6 +59,16 @@ export const load = (name) => import(`./${name}.js`).catch(unreachable);
 let askForKey = async () => {};
 export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
+/** `fetch`; what no browser sends, and a file that is gone, are not taken for a server that is gone. */
+async function send(url, options) {
+	try {
+		return await fetch(url, options);
+	} catch (error) {
+		if (error.name === "TypeError") await new Request(url, options).blob().catch(() => Promise.reject(new Error("The file cannot be read.")));
+		unreachable(error);
+	}
+}
+
 /**
  * Ask the server. Throws a ServerError with its own words; a 401 asks the user for the key, and then
  * asks again. `page` says whether the question is the page's own, which is not counted, or the user's call.
@@ -67,7 +77,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const tried = key.get();
 	const id = options.signal?.id, sent = {...(page && {"X-Serving-Page": "1"}), ...(id && {"X-Request-Id": id}), ...headers, ...(tried && {Authorization: `Bearer ${tried}`})};
 	const unsent = /[^ -~]/.test(tried ?? "");
-	const response = !unsent && await fetch(new URL(path, BASE), {...options, headers: sent}).catch(unreachable);
+	const response = !unsent && await send(new URL(path, BASE), {...options, headers: sent});
 	if (response && !/max-age/.test(response.headers.get("Cache-Control"))) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
 	const error = unsent ? new ServerError("A key may only have printable ASCII characters.", {status: 401}) : await readError(response);

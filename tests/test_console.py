@@ -1767,6 +1767,44 @@ def test_a_server_that_is_gone_is_said(page):
     page.wait("document.querySelector('#contact').hidden")
 
 
+def test_a_server_that_answers_is_not_said_to_be_gone(page, tmp_path):
+    """Of a file that has changed since it was picked, and of a header that no browser sends."""
+    file = tmp_path / "note.json"
+    file.write_text('{"a": 1}')
+    page.open("try/%2Fecho").take(file)
+    page.click("Send")
+    page.says('"echo"', "[aria-label='The answer']")
+    os.utime(file, (0, 0))  # as written anew: browsers look at whole seconds
+    page.click("Send")
+    page.says("The file cannot be read.", "#panel .error:not([hidden])")
+    page.go("connect/api")
+    page.wait("document.querySelectorAll('details.card').length")
+    shown = "details.card:not([hidden])"
+
+    def unfold(sought):
+        page.type("#main input[type=search]", sought)
+        page.js(f"document.querySelector('{shown}').open = true")
+
+    unfold("post /predict")
+    page.choose("Body", "multipart/form-data")
+    page.find(f"{shown} input[type=file]").send_keys(str(file))
+    file.unlink()
+    page.click("Try it", shown)
+    page.says("The file cannot be read.", f"{shown} .error:not([hidden])")
+    unfold("table:predict")
+    page.js(
+        """[...document.querySelectorAll(`${arguments[0]} label`)].find((one) =>
+        one.innerText.includes('(header)')).querySelector('input').value = 'größe 红'""",
+        shown,
+    )
+    page.click("Try it", shown)
+    page.says("ISO-8859-1", f"{shown} .error:not([hidden])")
+    assert page.js("return document.querySelector('#contact').hidden")
+    unfold("get /now")
+    page.click("Try it", shown)
+    page.says('"now"', shown)
+
+
 def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_it_is_back(page):
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
     page.open("try/table")

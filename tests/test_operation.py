@@ -542,6 +542,15 @@ def test_operation_ids_are_names_of_any_language_each_once():
     assert {"predict_a_b", "predict_a_b_2", "predict_a_b_3", "predict", "predict_2"} <= set(ids)
 
 
+def test_openapi_gives_a_get_no_body():
+    """OpenAPI 3.1.0, 4.8.10.1: of GET "requestBody [...] SHOULD be avoided"; browsers send none."""
+    server = server_of_two()
+    server.endpoint("/both", methods=["GET", "POST"])(lambda value: value)
+    paths = Rest(server).get("/openapi.json").json["paths"]
+    gets = [path for path, methods in paths.items() if "requestBody" in methods.get("get", {})]
+    assert gets == [] and "requestBody" in paths["/both"]["post"]
+
+
 def test_openapi_tells_the_bodies_and_answers_that_are_no_json():
     server = server_of_two()
     paths = Rest(server).get("/openapi.json").json["paths"]

@@ -17,7 +17,7 @@ function find(names) {
 	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
 }
 
-let shown = null; // {visit, name, state, leave}: what the panel shows
+let shown = null; // {visit, names, state, leave}: what the panel shows
 
 export async function show(root, names) {
 	const wanted = search("Search what is served", list);
@@ -29,7 +29,9 @@ export async function show(root, names) {
 	const visit = {};
 	const look = () => {
 		list();
-		if (shown?.visit === visit && find(names)?.one.state !== shown.state) choose(names, visit);
+		if (shown?.visit !== visit) return;
+		const now = find(shown.names);
+		if (now?.one.state !== shown.state) choose(now && shown.state === "ready" ? shown.names : names, visit);
 	};
 	await choose(names, visit);
 	if (shown?.visit === visit && $(".groups [aria-current]:focus")) $("#panel h2")?.focus();
@@ -47,9 +49,9 @@ export async function show(root, names) {
 }
 
 async function choose(names, visit) {
-	const found = find(names), panel = $("#panel"), name = found && `${found.kind.id} ${found.one.name}`;
+	const found = find(names), panel = $("#panel");
 	shown?.leave?.();
-	const own = (shown = {visit, name, state: found?.one.state});
+	const own = (shown = {visit, names: found ? [found.kind.id, found.one.name] : names, state: found?.one.state});
 	list();
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
 	const module = await load(found.kind.module).catch(({message}) => {
@@ -67,7 +69,7 @@ function list() {
 	const parts = KINDS.map(({id, title, list: all}) => {
 		const fit = all().filter((one) => fits(one.name, wanted));
 		return fit.length && make("section", {label: title}, make("h2", `${title} (${fit.length})`), make("ul", fit.map((one) => make("li",
-			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": shown?.name === `${id} ${one.name}` ? "page" : null}, dot(one.state), one.name)))));
+			make("a", {href: addressOf(id, one.name), title: one.reason, "aria-current": String(shown?.names) === String([id, one.name]) ? "page" : null}, dot(one.state), one.name)))));
 	}).filter(Boolean);
 	morph($(".groups"), make("div.groups", parts.length ? parts : make("p.soft", wanted ? "Nothing by that name." : "")));
 }

@@ -11,7 +11,7 @@ const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceA
 /** A call for curl, in one line; a long body, or one of several lines, is a `file` beside it. */
 export function curlOf(own, url, method, headers, body) {
 	const file = body instanceof Blob ? body : body?.length > LONGEST || body?.includes?.("\n") ? new File([body], "body.txt") : null;
-	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@${value.name}`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
+	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@"${value.name.replace(/["\\]/g, "\\$&")}"`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
 	const all = {...(key.get() && {Authorization: `Bearer ${own ?? "YOUR_KEY"}`}), ...headers};
 	const words = ["curl", "--fail-with-body", "-X", method, ...Object.entries(all).flatMap(([name, value]) => ["-H", `${name}: ${value}`]), ...(file ? ["--data-binary", `@${file.name}`] : parts), String(new URL(url, BASE))];
 	return {curl: words.map(word).join(" "), file};

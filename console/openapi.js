@@ -5,13 +5,11 @@ import {Caller} from "./call.js";
 import {Code, curlOf} from "./code.js";
 import {area, bar, details, fill, fits, make, option, pretty, search, select, textBlock} from "./dom.js";
 
-const METHODS = ["get", "put", "post", "delete", "patch"];
-
 export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
 		for (const row of rows) row.hidden = !fits(row.firstChild.textContent, find.value);
 	});
-	const operations = Object.entries(api.paths).flatMap(([url, item]) => METHODS.filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
+	const operations = Object.entries(api.paths).flatMap(([url, item]) => ["get", "put", "post", "delete", "patch"].filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
 	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first paths without parameters
 	const rows = operations.map((one) => {
 		const row = make("details.card", make("summary", `${one.method} ${one.url}`, make("span.soft", `  ${one.operation.summary ?? ""}`)));
@@ -97,7 +95,7 @@ class Operation {
 			for (const [name, {value, files}] of this.form) if (value) body.append(name, files?.[0] ?? value);
 		} else if (this.type) {
 			body = this.form.length ? this.form[0][1].files[0] : this.body.value.replaceAll("\n", " ");
-			headers["Content-Type"] = this.type;
+			headers["Content-Type"] = this.type.replace("*/*", "application/octet-stream");
 		}
 		return [String(query) ? `${url}?${query}` : url, this.method, headers, body];
 	}

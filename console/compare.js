@@ -18,6 +18,7 @@ export class Compare {
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
 		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), panel.one.id), this.versions,
 			select("Routines", [["", "the same"], ["without", "without those of the request"]], (value) => (this.without = value)), this.caller.buttons), this.caller.error, this.result);
+		this.element.ontoggle = () => this.element.open || panel.result.draw(this.clear());
 		this.choose(panel.one.id);
 	}
 
@@ -42,7 +43,9 @@ export class Compare {
 		if (!this.other) return;
 		const {panel} = this, {least, shown: left} = panel.result;
 		const right = this.other.filter((one) => one.confidence >= least && !panel.result.hidden.has(one.tag.name));
-		if ([...left, ...right].some((one) => one.bound)) panel.viewer.mark(left, right, Number(this.slider.value));
+		const label = this.slider.parentElement;
+		label.hidden = ![...left, ...right].some((one) => one.bound);
+		if (!label.hidden) panel.viewer.mark(left, right, Number(this.slider.value));
 		fill(this.list, make("p.soft", `Left: ${tell(panel.one.id, panel.asked.query)} · right: ${this.told}`), differences(left, right));
 	}
 
@@ -68,13 +71,14 @@ function differences(left, right) {
 	const free = new Set(right), rows = [], sure = (one) => one.confidence.toFixed(3);
 	let same = 0;
 	for (const one of left.toSorted((a, b) => b.confidence - a.confidence)) {
-		const match = [...free].filter((other) => other.tag.name === one.tag.name && overlap(one, other) >= SAME_PLACE).sort((a, b) => overlap(one, b) - overlap(one, a))[0];
+		const [match, place] = [...free].filter((other) => other.tag.name === one.tag.name).map((other) => [other, overlap(one, other)]).filter(([, share]) => share >= SAME_PLACE).sort((a, b) => b[1] - a[1])[0] ?? [];
 		if (!match) rows.push([one.tag.name, sure(one), "–", "only left"]);
 		else {
 			free.delete(match);
 			const change = match.confidence - one.confidence;
-			if (Math.abs(change) < 0.0005) same += 1;
-			else rows.push([one.tag.name, sure(one), sure(match), `${change > 0 ? "+" : ""}${change.toFixed(3)}`]);
+			const told = [Math.abs(change) >= 0.0005 && `${change > 0 ? "+" : ""}${change.toFixed(3)}`, place < 0.99 && `moved (IoU ${place.toFixed(2)})`].filter(Boolean);
+			if (told.length) rows.push([one.tag.name, sure(one), sure(match), told.join(", ")]);
+			else same += 1;
 		}
 	}
 	for (const other of free) rows.push([other.tag.name, "–", sure(other), "only right"]);

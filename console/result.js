@@ -124,7 +124,7 @@ export function csvOf(pictures) {
 		return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 	};
 	const rows = pictures.flatMap(({name, predictions, width, height}) => predictions.map((one) => {
-		const corners = one.bound ? cornersOf(one).map((place, at) => (place * (at % 2 ? height : width)).toFixed(2)) : ["", "", "", ""];
+		const corners = one.bound ? cornersOf(one, width, height).map((place) => place.toFixed(2)) : ["", "", "", ""];
 		return [name, one.tag.id, one.tag.name, one.confidence, ...corners];
 	}));
 	return [["picture", "class", "name", "confidence", "left", "top", "right", "bottom"], ...rows].map((row) => row.map(quote).join(",")).join("\r\n") + "\r\n";

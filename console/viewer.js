@@ -1,15 +1,15 @@
 // A picture and its detections: zoom, pan, full screen; boxes, masks with holes, labels.
 
 import {COLOURS} from "./charts.js";
-import {bar, button, clamp, draw, drawOn, fill, make} from "./dom.js";
+import {bar, button, clamp, draw, drawOn, fill, make, sizeOf} from "./dom.js";
 
 export const colourOf = (tag) => COLOURS[Math.abs(tag.id) % COLOURS.length];
 
 const ringsOf = (one) => one.contours ?? (one.contour ? [one.contour] : []);
 
-/** Left, top, right and bottom of a prediction, in 0..1. */
-export function cornersOf({bound}) {
-	const xs = bound.map(([x]) => x), ys = bound.map(([, y]) => y);
+/** Left, top, right and bottom of a prediction, in 0..1, or in pixels of a picture. */
+export function cornersOf({bound}, width = 1, height = 1) {
+	const xs = bound.map(([x]) => x * width), ys = bound.map(([, y]) => y * height);
 	return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
@@ -200,9 +200,8 @@ export class Viewer {
 	}
 
 	boxOf(one) {
-		const {x, y} = this.view, [wide, tall] = this.size;
-		const [left, top, right, bottom] = cornersOf(one);
-		return [x + left * wide, y + top * tall, x + right * wide, y + bottom * tall];
+		const {x, y} = this.view;
+		return cornersOf(one, ...this.size).map((place, at) => place + (at % 2 ? y : x));
 	}
 
 	shape({one, box: [left, top, right, bottom]}) {
@@ -235,12 +234,12 @@ export class Viewer {
 
 /** The picture with its objects at its own size, to save; without labels a thumbnail. */
 export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
-	const canvas = drawOn(make("canvas"), bitmap), on = canvas.getContext("2d");
-	const {width, height} = canvas, size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
+	const {width, height} = sizeOf(bitmap), canvas = drawOn(make("canvas"), bitmap, width, height), on = canvas.getContext("2d");
+	const size = Math.max(12, Math.round(Math.sqrt(width * height) / 40)), taken = [];
 	Object.assign(on, {lineWidth: labels ? Math.max(2, size / 8) : Math.max(width, height) / 120, font: `600 ${size}px system-ui, sans-serif`, textBaseline: "top"});
-	const boxed = predictions.filter((one) => one.bound);
-	for (const one of boxed.toReversed()) {
-		const colour = colourOf(one.tag), [left, top, right, bottom] = cornersOf(one), rings = ringsOf(one);
+	const boxed = predictions.filter((one) => one.bound).map((one) => ({one, colour: colourOf(one.tag), box: cornersOf(one, width, height)}));
+	for (const {one, colour, box: [left, top, right, bottom]} of boxed.toReversed()) {
+		const rings = ringsOf(one);
 		on.strokeStyle = on.fillStyle = colour;
 		on.beginPath();
 		for (const ring of rings) ring.forEach(([x, y], index) => on[index ? "lineTo" : "moveTo"](x * width, y * height));
@@ -248,12 +247,11 @@ export function paint(bitmap, predictions, opacity = 0.35, labels = true) {
 		on.fill("evenodd");
 		on.globalAlpha = 1;
 		if (rings.length) on.stroke();
-		else on.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
+		else on.strokeRect(left, top, right - left, bottom - top);
 	}
-	for (const one of labels ? boxed.slice(0, roomFor(width * height, size)) : []) {
-		const [left, top, right, bottom] = cornersOf(one), colour = colourOf(one.tag);
+	for (const {one, colour, box} of labels ? boxed.slice(0, roomFor(width * height, size)) : []) {
 		const text = titleOf(one), wide = on.measureText(text).width + 6;
-		const at = placeLabel([left * width, top * height, right * width, bottom * height], [wide, size * 1.3], [width, height], taken);
+		const at = placeLabel(box, [wide, size * 1.3], [width, height], taken);
 		if (!at) continue;
 		on.fillStyle = colour;
 		on.fillRect(at[0], at[1], wide, size * 1.3);

@@ -1,6 +1,6 @@
 // Try a model: a form from its signature, its JSON body, the answer as JSON, table and chart.
 
-import {askJson, path, post, readJson} from "./api.js";
+import {askJson, onCatalogue, path, post, readJson} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
@@ -32,7 +32,8 @@ export async function show(root, one, above, onanswer) {
 	const panel = new TensorPanel(one, onanswer);
 	fill(root, heading(one), above, panel.element);
 	await panel.read();
-	return () => panel.caller.clear();
+	const end = onCatalogue(() => panel.read().catch(() => {})); // a new version may differ
+	return () => panel.caller.clear(end());
 }
 
 class TensorPanel {
@@ -54,7 +55,8 @@ class TensorPanel {
 
 	async read() {
 		const {which} = this, found = await readSignatures(`v1/models/${path(this.one.name)}${which}`);
-		if (which !== this.which) return;
+		if (which !== this.which || JSON.stringify(found) === JSON.stringify(this.found)) return;
+		this.found = found;
 		this.signatures = Object.fromEntries(found);
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
@@ -65,6 +67,7 @@ class TensorPanel {
 
 	choose(which) {
 		this.which = which;
+		this.code.soon();
 		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 

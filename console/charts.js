@@ -54,7 +54,7 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 		}
 	});
 	const legend = make("div.legend", names.map((name, index) => make("span", swatch(colour(index)), name)));
-	const figure = make("figure.chart", make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 && legend);
+	const figure = make("figure.chart", {"data-whole": "", "data-key": title}, make("figcaption", `${title}${unit ? `, ${unit.trim()}` : ""}`), chart, names.length > 1 && legend);
 	addTip(figure, chart, (part) => {
 		const index = Math.round(((part * wide - LEFT) / across) * (count - 1));
 		if (!(index >= 0 && index < count)) return "";
@@ -66,7 +66,7 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 const describe = (title, names, series, unit, digits) =>
 	`${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`;
 
-function stack(rows) {
+export function stack(rows) {
 	const sums = [];
 	return rows.map((row) => row.map((value, index) => (sums[index] = (sums[index] ?? 0) + (value ?? 0))));
 }
@@ -100,7 +100,7 @@ export const swatch = (colour) => make("i.swatch", {style: `background:${colour}
 export function sparkline(values) {
 	const most = Math.max(1e-9, ...values.filter((one) => one != null));
 	const points = values.map((value, index) => `${(index * 90) / (values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
-	return draw("svg", {viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: "var(--ok)", "stroke-width": 1.5}));
+	return draw("svg", {"data-whole": "", viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: "var(--ok)", "stroke-width": 1.5}));
 }
 
 /** Bars of `[name, value]` on a scale of 0..`most`. */

@@ -80,15 +80,16 @@ export const sizeOf = ({full, width, height}) => full ?? {width, height};
 
 export const heading = (one) => make("h2", {tabIndex: -1}, dot(one.state), ` ${one.name} `);
 
-export const notReady = ({state, reason}) => make(state === "failed" ? "p.error" : "p.empty", state === "failed" ? reason : state === "empty" ? "It has no versions." : "It is being loaded.");
+export const notReady = ({state, reason}) => state === "failed" ? make("p.error", reason) : make("p.empty", state === "empty" ? "It has no versions." : "It is being loaded.");
 
 export const withoutEnding = (name) => name.replace(/\.\w+$/, "");
 
 export const button = (text, onclick, properties) => make("button", {onclick, ...properties}, text);
 
-export function table(head, rows, label) {
+/** Rows with keys stay the same rows when they are redrawn. */
+export function table(head, rows, label, keys = []) {
 	const heads = head.map((one) => make("th", {scope: "col"}, one));
-	const body = rows.map((row) => make("tr", row.map((one) => make("td", one))));
+	const body = rows.map((row, at) => make("tr", {"data-key": keys[at]}, row.map((one) => make("td", one))));
 	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
 

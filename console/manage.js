@@ -168,8 +168,7 @@ function keys({change}) {
 	updates.push(() => {
 		const ids = [...deploymentIds(), ...catalogue.handlers.map((one) => one.path)];
 		if (ids.length !== only.options.length) offer(only, ids, null);
-		const drawn = make("div", table(["Key", "State", "For", "Quota", "Calls this month", "Change"], now.keys.map((one) => keyRow(one, change)), "All keys"));
-		drawn.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = now.keys[at].name));
+		const drawn = make("div", table(["Key", "State", "For", "Quota", "Calls this month", "Change"], now.keys.map((one) => keyRow(one, change)), "All keys", now.keys.map(({name}) => name)));
 		drawn.firstChild.id = "keys";
 		morph(all, drawn);
 	});

@@ -1,7 +1,7 @@
 // Watch: graphs in total and by group, quotas, the last errors. `#watch/model/shapes`.
 
 import {askJson, contact, path} from "./api.js";
-import {bars, PARTS, sparkline, timeChart} from "./charts.js";
+import {bars, PARTS, sparkline, stack, timeChart} from "./charts.js";
 import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
@@ -53,7 +53,7 @@ const find = (series, kind, name) => (name === undefined ? series.find((one) => 
 function drawAll(seen, one, name, redraw) {
 	const all = name === undefined;
 	return make("div", all ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
-		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", "Nothing has been asked of it in this time."), all && [groups(seen, redraw), quotas(seen)]);
+		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", `Nothing called ‘${name}’ has been asked in this time.`), all && [groups(seen, redraw), quotas(seen)]);
 }
 
 function now({server, limits}, one) {
@@ -73,16 +73,12 @@ function charts({time, server}, one, isAll) {
 	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
 		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
 		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
-	return [...own, ...process].filter(Boolean).map((figure) => {
-		figure.dataset.whole = "";
-		figure.dataset.key = figure.querySelector("figcaption").textContent;
-		return figure;
-	});
+	return [...own, ...process];
 }
 
 function batches(sizes) {
 	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-	return rows.length > 0 && make("figure.chart", make("figcaption", "Batch sizes, runs"), bars(rows, Math.max(...Object.values(sizes))));
+	return rows.length > 0 && make("figure.chart", {"data-whole": "", "data-key": "batches"}, make("figcaption", "Batch sizes, runs"), bars(rows, Math.max(...Object.values(sizes))));
 }
 
 // --- tables ---
@@ -103,9 +99,7 @@ function groups({series}, redraw) {
 	};
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
-			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(one.requests["2xx"].map((_, at) => Object.values(one.requests).reduce((sum, values) => sum + (values[at] ?? 0), 0)))]), "All groups");
-	made.querySelectorAll("tbody tr").forEach((row, at) => (row.dataset.key = `${rows[at].kind} ${rows[at].name}`));
-	made.querySelectorAll("td svg").forEach((line) => (line.dataset.whole = ""));
+			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
 	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
 	made.id = "watch-groups";
 	return make("section.part", {"data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
@@ -124,7 +118,5 @@ function drawErrors(all, name, sought) {
 	const text = (one) => [one.status, one.method, one.path, one.error, one.request_id, one.model, one.deployment].join(" ");
 	const when = (time) => time[time.toDateString() === new Date().toDateString() ? "toLocaleTimeString" : "toLocaleString"]();
 	const rows = own.filter((one) => fits(text(one), sought)).map((one) => [when(new Date(one.time * 1000)), String(one.status), `${one.method} ${one.path}`, one.error, one.request_id]);
-	const made = rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors") : make("p.soft", own.length ? "No error matches." : "No errors.");
-	made.querySelectorAll("tbody tr").forEach((row) => (row.dataset.key = `${row.lastChild.textContent} ${row.firstChild.textContent}`));
-	return make("div", {id: "watch-errors"}, made);
+	return make("div", {id: "watch-errors"}, rows.length ? table(["Time", "Status", "Call", "Error", "Request id"], rows, "Last errors", rows.map((row) => row[4])) : make("p.soft", own.length ? "No error matches." : "No errors."));
 }

@@ -23,7 +23,7 @@ export class Camera {
 		if (!this.stream || !this.wanted) return this.end(); // refused, or the user left the panel
 		this.stream.getVideoTracks()[0].onended = async () => {
 			this.end();
-			await this.running; // its last picture takes errors away
+			await this.running; // it takes errors away
 			this.caller.fail("The camera has gone.");
 		};
 		this.element.hidden = false;

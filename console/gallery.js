@@ -10,8 +10,7 @@ const AT_ONCE = 3;
 
 export class Gallery {
 	constructor(panel) {
-		Object.assign(this, {panel, pictures: [], running: 0});
-		this.abort = new AbortController();
+		Object.assign(this, {panel, pictures: [], running: 0, abort: new AbortController()});
 		this.progress = make("progress", {max: 1, value: 0, label: "Pictures done"});
 		this.status = status();
 		this.filter = search("Filter the pictures", () => this.sift(), "Class or file name…");
@@ -93,7 +92,7 @@ export class Gallery {
 	/** Show a picture and its answer, which is asked for again if it failed or was stopped. */
 	async open(picture) {
 		const {panel} = this, {blob, name} = picture;
-		if (picture.state === "failed" || picture.state === "stopped") {
+		if (["failed", "stopped"].includes(picture.state)) {
 			picture.state = "waiting";
 			this.work();
 		}

@@ -37,7 +37,7 @@ class Inbox {
 			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order))),
 			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.draw((this.filter = filter))),
 			button("Refresh", () => attempt(() => this.read())), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
-		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrows move, A accepts, R rejects, U undoes."),
+		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrow keys move."),
 			make("div.two", make("div", this.list, this.more), this.large));
 	}
 
@@ -85,8 +85,7 @@ class Inbox {
 	}
 
 	async paintOf(one, side) {
-		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`));
-		const painted = paint(bitmap, one.predictions);
+		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`)), painted = paint(bitmap, one.predictions);
 		bitmap.close();
 		return painted;
 	}
@@ -108,8 +107,7 @@ class Inbox {
 	mark(focus) {
 		for (const {one, shown} of this.rows) {
 			const is = one === this.chosen;
-			shown.tabIndex = is ? 0 : -1;
-			Object.assign(shown, {ariaPressed: is, ariaLabel: `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`});
+			Object.assign(shown, {tabIndex: is ? 0 : -1, ariaPressed: is, ariaLabel: `Picture, score ${one.score?.toFixed(3)}, ${one.verdict === "none" ? "undecided" : one.verdict}`});
 			if (is && focus) shown.focus();
 		}
 		this.undoing.disabled = !this.undone.length;

@@ -1,13 +1,11 @@
 // Redrawing in place: only differences are changed; focus, menus and open details stay.
 
-const HANDLERS = ["onclick", "ontoggle"];
-
 /** Make `old` like `fresh`. Nodes with the same `data-key` are the same; what has `data-whole` is replaced whole. */
 export function morph(old, fresh) {
 	for (const {name, value} of [...fresh.attributes]) if (name !== "style" && name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
 	for (const {name} of [...old.attributes]) if (name !== "style" && name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
 	if (old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
-	for (const name of HANDLERS) if (fresh[name] || old[name]) old[name] = fresh[name];
+	for (const name of ["onclick", "ontoggle"]) if (fresh[name] || old[name]) old[name] = fresh[name];
 	if (!("keep" in old.dataset)) morphChildren(old, fresh);
 }
 

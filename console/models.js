@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, button, bytes, details, dot, duration, fill, fits, link, make, pretty, search, table} from "./dom.js";
+import {bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
@@ -35,8 +35,10 @@ export async function show(root, [only]) {
 function drawAll(only, sought) {
 	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const wanted = ({name}) => (only ? name === only : fits(name, sought));
-	const parts = all.map(([title, list, card]) => [title, list.filter(wanted), card]).filter(([, list]) => list.length).flatMap(([title, list, card]) => [make("h2", {"data-key": title}, `${title} (${list.length})`),
-		make("div.cards", {"data-key": `of ${title}`}, list.map((one) => card(one, title.toLowerCase(), Boolean(only))))]);
+	const parts = all.flatMap(([title, list, card]) => {
+		const fit = list.filter(wanted).map((one) => card(one, title.toLowerCase(), Boolean(only)));
+		return fit.length ? [make("h2", {"data-key": title}, `${title} (${fit.length})`), make("div.cards", {"data-key": `of ${title}`}, fit)] : [];
+	});
 	return make("div.part", parts.length ? parts : make("p.empty", nothing(only || sought)));
 }
 
@@ -123,10 +125,8 @@ const tellOption = (one) => (typeof one === "string" ? one : `${one.option} ${sa
 function tellPlan(plan) {
 	const lines = [], titles = {models: "Model", deployments: "Deployment", pipeline_config_list: "Pipeline", handlers: "Handler", keys: "Key"};
 	for (const [section, title] of Object.entries(titles)) {
-		const {added, removed, changed} = plan[section];
-		for (const name of added) lines.push(`${title} ${name}: added`);
-		for (const name of removed) lines.push(`${title} ${name}: removed`);
-		for (const {name, options} of changed) lines.push(`${title} ${name}: ${options.map(tellOption).join(", ")}`);
+		for (const how of ["added", "removed"]) for (const name of plan[section][how]) lines.push(`${title} ${name}: ${how}`);
+		for (const {name, options} of plan[section].changed) lines.push(`${title} ${name}: ${options.map(tellOption).join(", ")}`);
 	}
 	const words = {load: "would be loaded", reload: "would be loaded anew", unload: "would be unloaded"};
 	for (const one of plan.models.versions) {
@@ -143,17 +143,17 @@ const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap((
 async function reload(plan, close) {
 	plan.querySelector(".main").disabled = true;
 	const before = statesIn(await askJson("v1/config")), told = [];
-	let answer;
+	const answer = textBlock("The server's answer");
 	try {
 		const response = await ask("v1/config/reload", {method: "POST"});
-		answer = pretty(await response.json());
+		answer.tell(await response.json());
 		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Nothing had changed."));
 	} catch (error) {
 		told.push(make("p.error", {role: "alert"}, error.message));
 	}
 	const after = statesIn(await askJson("v1/config"));
-	const rows = [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
+	const rows = Object.keys({...before, ...after}).filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
 	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version changed its state."),
-		answer && details("The server's answer", make("pre", {tabIndex: 0, role: "region", label: "The server's answer"}, answer)), bar(button("Close", close)));
+		!answer.hidden && details("The server's answer", answer), bar(button("Close", close)));
 	await refresh();
 }

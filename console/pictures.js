@@ -13,9 +13,7 @@ import {Chain} from "./routines.js";
 import {Viewer} from "./viewer.js";
 
 export function show(root, one) {
-	if (one.state !== "ready") {
-		return fill(root, about(one), notReady(one));
-	}
+	if (one.state !== "ready") return fill(root, about(one), notReady(one));
 	const panel = new Panel(root, one);
 	return () => panel.leave();
 }

@@ -6,8 +6,7 @@ import {field} from "./fields.js";
 
 export class Chain {
 	constructor(onchange) {
-		this.steps = [];
-		this.onchange = onchange;
+		Object.assign(this, {onchange, steps: []});
 		this.list = make("ol.routines", {label: "Routines, in order"});
 		this.adder = make("select", {onchange: () => this.add(this.adder.value)});
 		this.element = make("div", make("label", "Routine ", this.adder), this.list);

@@ -484,6 +484,24 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
     assert page.js(listed) == [f"camera-{n}" for n in range(10, 20)]
 
 
+def test_what_is_gone_is_not_shown_where_the_address_names_nothing(page):
+    page.open()
+    heading = "document.querySelector('#panel h2')?.textContent.trim()"
+    first = page.wait(heading)
+    page.js(
+        """const [gone] = arguments, real = window.fetch; window.fetch = async (...of) => {
+        if (!String(of[0]).endsWith('/deployments')) return real(...of);
+        const all = await (await real(...of)).json();
+        all.deployments = all.deployments.filter(({id}) => id !== gone);
+        return new Response(JSON.stringify(all)); };
+        document.dispatchEvent(new Event('visibilitychange'));""",
+        first,
+    )
+    page.wait(f"{heading} && {heading} !== {json.dumps(first)}")
+    chosen = "return document.querySelector('.list [aria-current]').textContent"
+    assert page.js(chosen) == page.js(f"return {heading}")
+
+
 def test_who_chooses_by_keyboard_is_led_to_what_was_chosen(page):
     page.open("try/cells")
     held = "return document.activeElement.textContent.trim()"
@@ -770,6 +788,8 @@ def test_a_tiff_larger_than_its_preview_has_its_own_pixels(page, pictures):
 
     page.click("CSV", ".result")
     assert corner("large.csv") == pytest.approx(wanted, abs=0.01)
+    page.click("PNG", ".result")
+    assert Image.open(io.BytesIO(page.saved("large-seen.png"))).size == (2000, 1000)
     page.click("What the model is shown")
     page.says("2000×1000 pixels", ".preview")
     page.take(pictures["large.tif"], pictures["plain.png"])
@@ -967,9 +987,11 @@ def differences(left, right):
             continue
         best = max(own, key=lambda other: overlap(one, other))
         free.remove(best)
-        change = best["confidence"] - one["confidence"]
-        same += abs(change) < 0.0005
-        rows += [] if abs(change) < 0.0005 else [(one["tag"]["name"], f"{change:+.3f}")]
+        change, place = best["confidence"] - one["confidence"], overlap(one, best)
+        told = [f"{change:+.3f}"] * (abs(change) >= 0.0005)
+        told += [f"moved (IoU {place:.2f})"] * (place < 0.99)
+        same += not told
+        rows += [(one["tag"]["name"], ", ".join(told))] if told else []
     return rows + [(other["tag"]["name"], "only right") for other in free], same
 
 
@@ -990,6 +1012,42 @@ def test_two_deployments_are_compared_on_one_picture(page, pictures):
     page.says(f"{len(rows)} differences, {same} the same")
     assert [tuple(row) for row in page.js(DIFFERENCES)] == rows
     assert page.boxes == 4 + 300 and "Left: cells · right: crowd" in page.text("#panel")
+
+
+def test_a_box_that_has_moved_is_a_difference(page, pictures):
+    """Half as high, which is an intersection over union of 0.5; each other box is where it was."""
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.js(
+        """const real = window.fetch; window.fetch = async (...of) => { const response = await real(...of);
+        if (!String(of[0]).includes('/predict')) return response;
+        const all = await response.json(), {bound} = all.predictions[0];
+        for (const point of bound) point[1] = Math.min(point[1], (bound[0][1] + bound[2][1]) / 2);
+        return new Response(JSON.stringify(all), {headers: response.headers}); };"""
+    )
+    page.click("Compare with…")
+    page.click("Compare")
+    page.says("1 differences, 3 the same")
+    assert page.js(DIFFERENCES) == [[showcase.NAMES[0], "moved (IoU 0.50)"]]
+
+
+def test_a_comparison_that_is_closed_leaves_nothing_and_classes_have_no_divider(page, pictures):
+    divider = """[...document.querySelectorAll('#panel label')].find((one) =>
+        one.textContent.startsWith('Divider')).checkVisibility()"""
+    page.open("try/cells").see(pictures["plain.png"], 4)
+    page.click("Compare with…")
+    page.choose("Deployment", "crowd", "#panel details")
+    page.click("Compare")
+    page.wait_for_boxes(4 + 300)
+    assert page.js(f"return {divider}")
+    page.click("Compare with…")
+    page.wait_for_boxes(4)
+    assert not page.js("return document.querySelector('.divider').checkVisibility()")
+    page.go("try/thousand").take(pictures["plain.png"])
+    page.wait("document.querySelectorAll('.barrow').length === 5")
+    page.click("Compare with…")
+    page.click("Compare")
+    page.says("No difference: 1000 the same")
+    assert not page.js(f"return {divider}")
 
 
 def test_an_answer_is_compared_with_that_before_a_routine(page, pictures):
@@ -1286,7 +1344,9 @@ def test_a_camera_that_is_gone_ends_live_and_is_said(page):
     assert page.text("#panel .error:not([hidden])") == "The camera has gone."
 
 
-PRESSED = "[...document.querySelectorAll('button')].find((one) => one.textContent === 'Live').ariaPressed"
+PRESSED = (
+    "[...document.querySelectorAll('button')].find((one) => one.textContent === 'Live').ariaPressed"
+)
 
 
 @pytest.mark.parametrize("way", ["file", "sample", "paste", "gallery", "Stop"])
@@ -1521,6 +1581,17 @@ def test_an_older_version_has_an_example_of_its_own(page):
     page.click("Send")
     page.says('"outputs"')
     assert page.answer == {"outputs": [2]}
+
+
+def test_a_form_is_that_of_the_version_that_is_served_now(page):
+    page.open("try/changed")
+    page.wait("document.querySelector('#panel .body')?.value.includes('one')")
+    page.js(
+        """const real = window.fetch; window.fetch = (url, ...of) =>
+        real(String(url).replace('/changed/metadata', '/table/metadata'), ...of);
+        document.dispatchEvent(new Event('visibilitychange'));"""
+    )
+    page.says("flower: float [?, 4]", "#panel .fields")
 
 
 def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
@@ -2021,6 +2092,39 @@ def test_the_api_page_tells_schemas_fields_of_forms_and_the_code_of_its_calls(pa
     page.click("Try it", shown)
     page.says("The server cannot be reached.")
     assert "200 application/json" not in page.text()
+
+
+def test_the_curl_of_a_form_sends_a_file_of_any_name(page, pictures):
+    """As curl's manual says of -F: in double quotes, with a backslash before those and itself."""
+    file = pictures["plain.png"].parent / 'a,b; "q" \\ c.png'
+    file.write_bytes(pictures["plain.png"].read_bytes())
+    page.open("connect/api")
+    page.wait("document.querySelectorAll('details.card').length")
+    page.type("#main input[type=search]", "post /cells/predict")
+    shown = "details.card:not([hidden])"
+    page.js(f"document.querySelector('{shown}').open = true")
+    page.choose("Body", "multipart/form-data")
+    page.find(f"{shown} input[type=file]").send_keys(str(file))
+    page.click("This call as code", shown)
+    page.says("a,b", CODE)
+    command = ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)]
+    ran = subprocess.run(command, capture_output=True, cwd=file.parent, timeout=60)
+    assert json.loads(ran.stdout) == predict(page.address, pictures["plain.png"])
+
+
+def test_a_body_of_any_kind_is_sent_as_bytes(page, pictures):
+    page.open("connect/api").hold("/echo")
+    page.wait("document.querySelectorAll('details.card').length")
+    page.type("#main input[type=search]", "post /echo")
+    shown = "details.card:not([hidden])"
+    page.js(f"document.querySelector('{shown}').open = true")
+    page.choose("Body", "*/*")
+    page.find(f"{shown} input[type=file]").send_keys(str(pictures["plain.png"]))
+    page.click("Try it", shown)
+    page.wait("window.asked.length")
+    kind = "return window.asked[0].headers['Content-Type']"
+    assert page.js(kind) == "application/octet-stream"  # RFC 9110, 8.3: what is not known
+    page.js("window.release()")
 
 
 def test_the_api_page_lists_every_operation_and_tries_it(page):

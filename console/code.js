@@ -62,7 +62,7 @@ export class Code {
 			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(list.value, own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
-			fill(this.hint, `Needs ${this.chosen.needs}; saved as ${this.chosen.file} it runs by ${this.chosen.run.replace(PICTURE, picture)}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
+			fill(this.hint, `Needs ${this.chosen.needs}. Save it as ${this.chosen.file}, then run ${this.chosen.run.replace(PICTURE, picture)}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
 			const code = curl ?? (await (await post(`v1/client/${list.value}`, body, undefined, true)).text());
 			if (turn === this.turn) this.block.say(code.replaceAll(PICTURE, picture));
 		} catch (error) {

@@ -189,7 +189,7 @@ class Inbox {
 		const slide = range(threshold, () => {
 			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
 			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
-				: `No picture has been seen since the start; of the last ${most.toLocaleString()} this tells how many a threshold would keep.`;
+				: `No picture has been seen since the start. Later this shows how many of the last ${most.toLocaleString()} a threshold would keep.`;
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		});
 		slide.ariaLabel = "Threshold";

@@ -17,7 +17,7 @@ const KEY = [["name"], ["calls", "integer", some], ["per", ["minute", "hour", "d
 let now = {}, updates = []; // the server's state; how each part redraws from it
 
 export async function show(root) {
-	if (!catalogue.key.admin) return fill(root, make("p.empty", "Only a key that is marked admin may change what is served, where the config has the section `admin`."));
+	if (!catalogue.key.admin) return fill(root, make("p.empty", "Only a key that is marked admin may change what is served, and only if the config has the section `admin`."));
 	updates = [];
 	await read();
 	const {writable, reason} = now.history, parts = Object.entries({Deployments: deployments, Keys: keys, Models: models, Upload: upload, "Config file": configFile}).map(([title, build]) => part(title, build));
@@ -46,7 +46,7 @@ const short = (value, none = "nothing") => (value === undefined ? none : JSON.st
 function tell({changes = [], written, version, model, digest, note, problems = []}) {
 	const told = version && make("p", `Version ${version} of ${model} is ${note ? `there; ${note}` : "served"}. ${digest}`);
 	return [told, changes.length ? make("p", written ? "Changed:" : "Would change:") : !told && make("p", "Nothing has to change."),
-		make("ul", changes.map((one) => make("li", `${one.path}: ${short(one.old)} → ${short(one.new)}`))), problems.length > 0 && make("p.warning", `As before: ${problems.join("\n")}`)];
+		make("ul", changes.map((one) => make("li", `${one.path}: ${short(one.old)} → ${short(one.new)}`))), problems.length > 0 && make("p.warning", `Problems that were there before: ${problems.join("\n")}`)];
 }
 
 function part(title, build) {
@@ -126,7 +126,7 @@ function deployments({attempt, change, both}) {
 		offer(list, ["", ...deploymentIds()], id);
 		const settings = known ? await askJson(url()) : {}, shared = settings.shared_with ?? [];
 		fields = form(DEPLOYMENT(), settings);
-		fill(place, fields.element, shared.length > 0 && make("p.soft", `Its model, how many instances it has and where, is shared with ${shared.join(", ")}.`));
+		fill(place, fields.element, shared.length > 0 && make("p.soft", `Its model, instances and devices are shared with ${shared.join(", ")}.`));
 		title.textContent = known ? id : `${id}, a new one`;
 		typed.placeholder = settings.name ?? "";
 		own.hidden = !known;
@@ -135,8 +135,8 @@ function deployments({attempt, change, both}) {
 	const statistics = async () => {
 		const {process, gpus, latency_ms: latency, ...all} = await askJson(`${url()}/statistics`);
 		fill(stats, tiles("Statistics", {State: all.state, Uptime: duration(all.uptime_seconds), Requests: all.requests, "A minute": all.requests_per_minute, "Error rate": say(100 * all.error_rate, " %", 1),
-			"p50, p99": `${milliseconds(latency?.p50)}, ${milliseconds(latency?.p99)}`, "At once, mean": all.concurrent_requests, "Its model's memory": bytes(all.model_memory_bytes),
-			"CPU, of all": say(process.cpu_percent, " %"), "Memory, of all": bytes(process.memory_bytes), ...Object.fromEntries(gpus.map(({name, type = "", memory_used_bytes: used}) => [`${name} ${type}`, bytes(used)]))}));
+			"p50, p99": `${milliseconds(latency?.p50)}, ${milliseconds(latency?.p99)}`, "Requests at once, mean": all.concurrent_requests, "Its model's memory": bytes(all.model_memory_bytes),
+			"CPU of the server": say(process.cpu_percent, " %"), "Memory of the server": bytes(process.memory_bytes), ...Object.fromEntries(gpus.map(({name, type = "", memory_used_bytes: used}) => [`${name} ${type}`, bytes(used)]))}));
 	};
 	const create = () => wanted.value && attempt(() => choose(wanted.value));
 	wanted.onkeydown = ({key}) => {
@@ -154,7 +154,7 @@ function keys({change}) {
 	const all = make("div"), place = make("div"), only = make("select", {multiple: true, size: 3}), made = textBlock("The new key");
 	const renew = () => {
 		fields = form(KEY);
-		fields.element.append(make("label", "only for (none: for everything)", only));
+		fields.element.append(make("label", "may call (nothing chosen: everything)", only));
 		fill(place, fields.element);
 	};
 	const given = () => {
@@ -180,7 +180,7 @@ function keyRow({name, disabled, admin, expires, deployments: only, quota, month
 	const url = `v1/keys/${path(name)}`, turn = disabled ? "Enable" : "Disable", state = [disabled && "disabled", admin && "admin", expires && `until ${expires}`].filter(Boolean).join(", ");
 	const remove = ({currentTarget: pressed}) => {
 		if (pressed.textContent !== "Delete") return change("DELETE", url);
-		pressed.textContent = "Delete: sure?"; // only a full rollback restores it
+		pressed.textContent = "Really delete?"; // only a full rollback restores it
 		return (pressed.onblur = () => (pressed.textContent = "Delete"));
 	};
 	return [name, state, only?.join(", ") ?? "everything", quota ? `${quota.used} of ${quota.calls} a ${quota.period}` : "", calls ?? "–",
@@ -206,8 +206,8 @@ function models({change, both}) {
 }
 
 function upload({change}) {
-	const given = make("input", {placeholder: "as the file is called"}), version = field("integer", null, {...some, placeholder: "the next"}), numbered = make("label", "Version ", version);
-	const kinds = select("Take it as", ["model", "project of handlers"], (kind) => (numbered.hidden = kind !== "model"));
+	const given = make("input", {placeholder: "default: the file's name"}), version = field("integer", null, {...some, placeholder: "default: the next"}), numbered = make("label", "Version ", version);
+	const kinds = select("Upload as", ["model", "project of handlers"], (kind) => (numbered.hidden = kind !== "model"));
 	const send = ([file]) => {
 		const name = path(given.value || file.name.replace(/\..*$/, "")), number = version.read();
 		if (kinds.lastChild.value !== "model") return change("PUT", `v1/projects/${name}`, () => file, {headers: OCTETS});
@@ -218,7 +218,7 @@ function upload({change}) {
 		const kind = now.config?.admin?.upload;
 		fields.hidden = !kind;
 		kinds.hidden = kind !== "code";
-		about.textContent = kind ? "A SavedModel as .zip or .tar, or a .keras file, becomes a new version; under a name that the config does not have, a model." : 'Off: the config has no "admin": {"upload": true}.';
+		about.textContent = kind ? "A SavedModel as .zip or .tar, or a .keras file, becomes a new version of a model; a name that the config does not have makes a new model." : 'Off: the config has no "admin": {"upload": true}.';
 	});
 	return [about, fields];
 }

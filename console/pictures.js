@@ -137,7 +137,7 @@ class Panel {
 			const bitmap = await bitmapOf(response);
 			if (turn !== this.previews) return;
 			const size = response.headers.get("X-Shown-Size").replace("x", "×");
-			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is brought to the model's size`));
+			fill(place, shownBitmap(bitmap, "What the model is shown"), make("p.soft", `${size} pixels, before it is resized for the model`));
 		} catch (error) {
 			if (turn === this.previews) fill(place, make("p.error", error.message));
 		}

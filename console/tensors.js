@@ -155,10 +155,10 @@ function tableField(label, tensor, shape, set) {
 		const values = rows.map((cells) => (flat && cells.length === 1 ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
 		set(shape.length || values.length > 1 ? `[${values}]` : values[0] ?? "null");
 		const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
-		if (bad !== undefined) throw new Error(`“${bad}” is no ${typeOf(tensor)}`);
+		if (bad !== undefined) throw new Error(`“${bad}” is not a valid ${typeOf(tensor)}`);
 		if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
 	};
-	return textField(label, {wide, rows: wide ? 4 : 2, placeholder: wide ? `${columns} numbers a row, as in CSV` : "a number a line"}, read,
+	return textField(label, {wide, rows: wide ? 4 : 2, placeholder: wide ? `${columns} numbers per line, as in CSV` : "one number per line"}, read,
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
 }
 
@@ -176,7 +176,7 @@ function isNumber(text, dtype) {
 }
 
 function linesField(label, shape, set) {
-	return textField(label, {rows: 3, placeholder: "a text a line"}, (text) => {
+	return textField(label, {rows: 3, placeholder: "one text per line"}, (text) => {
 		const lines = text.replace(/\n$/, "").split("\n");
 		set(JSON.stringify(shape.length === 2 ? lines.map((one) => [one]) : shape.length ? lines : text));
 	}, (value) => [value].flat(3).join("\n"));

@@ -53,7 +53,7 @@ const find = (series, kind, name) => (name === undefined ? series.find((one) => 
 function drawAll(seen, one, name, redraw) {
 	const all = name === undefined;
 	return make("div", all ? now(seen, one) : make("div.part", make("h2", one ? `${one.kind} ${name}` : name)),
-		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", `Nothing called ‘${name}’ has been asked in this time.`), all && [groups(seen, redraw), quotas(seen)]);
+		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", `Nothing called ‘${name}’ had requests in this time.`), all && [groups(seen, redraw), quotas(seen)]);
 }
 
 function now({server, limits}, one) {
@@ -92,7 +92,7 @@ function groups({series}, redraw) {
 	const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
 	const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));
 	const rows = series.filter(({kind}) => kind !== "all").sort((a, b) => sign * compare(of(a), of(b)) || a.name.localeCompare(b.name));
-	if (!rows.length) return make("p.empty", {"data-key": "groups"}, "Nothing has been asked in this time. What is asked from here on is shown.");
+	if (!rows.length) return make("p.empty", {"data-key": "groups"}, "There were no requests in this time. New ones are shown here.");
 	const sort = (id) => () => {
 		Object.assign(chosen, {sort: id, down: chosen.sort === id ? !chosen.down : id !== "name" && id !== "kind"});
 		redraw();

@@ -1439,7 +1439,7 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
     page.type(".fields textarea", "1,2,3")
     assert "Row 1 has 3 values, expected 4" in page.text(".fields")
     page.type(".fields textarea", "1,2,3,four")
-    assert "“four” is no float" in page.text(".fields")
+    assert "“four” is not a valid float" in page.text(".fields")
     page.type(".fields textarea", "3,2,1,0")
     page.click("Send")
     page.wait("document.querySelectorAll('.barrow').length === 3")
@@ -1448,12 +1448,12 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
 @pytest.mark.parametrize(
     ("typed", "sent", "told"),
     [
-        ("1,,3,4", '[[1,"",3,4]]', "“” is no float"),
-        ("1,2,3,4\n\n5,6,7,8\n", '[[1,2,3,4],[""],[5,6,7,8]]', "“” is no float"),
-        ("1\t\t3\t4", '[[1,"",3,4]]', "“” is no float"),
+        ("1,,3,4", '[[1,"",3,4]]', "“” is not a valid float"),
+        ("1,2,3,4\n\n5,6,7,8\n", '[[1,2,3,4],[""],[5,6,7,8]]', "“” is not a valid float"),
+        ("1\t\t3\t4", '[[1,"",3,4]]', "“” is not a valid float"),
         ("NaN; -Infinity; 1e3 ;2", "[[NaN,-Infinity,1000,2]]", ""),
-        ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is no float"),
-        ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is no float"),
+        ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is not a valid float"),
+        ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is not a valid float"),
         ("", "[]", ""),
     ],
 )

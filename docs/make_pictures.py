@@ -1,7 +1,8 @@
 """Take the pictures of the page that the documents show: `python docs/make_pictures.py [name ...]`.
 
 Chromium opens the demo and the made-up server of the page's tests, which has one of
-everything. Needs what the tests need; writes into docs/pictures.
+everything. Needs what the tests need, and fonts with Chinese and Arabic letters (Debian:
+fonts-noto-cjk, fonts-noto-core); writes into docs/pictures.
 """
 
 import contextlib
@@ -74,6 +75,7 @@ class Camera:
         field = self.browser.find_element("css selector", "#panel .drop input[type=file]")
         field.send_keys("\n".join(map(str, paths)))
         time.sleep(2)
+        self.js("scrollTo(0, 0)")  # the page has brought the answer into view
 
     def shoot(self, name):
         """Save a screenshot in few colours."""

@@ -583,8 +583,9 @@ def copied(name):
     "name, extras", [("Dockerfile", ["cpu", "redis"]), ("Dockerfile.gpu", ["redis", "gpu"])]
 )
 def test_an_image_installs_what_setup_cfg_requires(name, extras, tmp_path):
-    run, fonts = [rest for word, rest in instructions(name) if word == "RUN"]
+    run, fonts, compiled = [rest for word, rest in instructions(name) if word == "RUN"]
     assert " fonts-noto-core " in fonts  # docs/pictures.md, "Drawn"
+    assert compiled == "python -m compileall -q ."
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     make, _, install = run.partition("&&")
     assert install.strip() == "pip install -r requirements.txt"
@@ -621,6 +622,9 @@ def test_an_image_holds_what_the_server_needs_and_ends_by_sigterm(tmp_path):
         target = tmp_path / "app" / source
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, target)
+    subprocess.run(
+        [sys.executable, "-m", "compileall", "-q", "."], cwd=tmp_path / "app", check=True
+    )
     write_site_config(tmp_path, "half")
     port = str(free_port())
 

@@ -43,6 +43,7 @@ import re
 import runpy
 import socket
 import ssl
+import string
 import sys
 import threading
 import time
@@ -56,7 +57,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
@@ -776,9 +777,7 @@ def clean_path(path: str) -> str:
 
 def escape_target(target: str) -> str:
     """Percent-encode what a request line cannot contain; existing escapes stay as they are."""
-    return re.sub(
-        r"[^\x21-\x7e]", lambda found: "".join(f"%{b:02X}" for b in found[0].encode()), target
-    )
+    return quote(target, safe=string.punctuation)
 
 
 def redirect_of(place: Place, location: str) -> Place:

@@ -1896,13 +1896,6 @@ def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
 # --- detectors whose outputs have names -----------------------------------------------------------
 
 
-def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
-    """How many rows are valid, if the model has an output that says so."""
-    if "num_detections" not in outputs:
-        return None
-    return max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
-
-
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
     """Boxes, scores, classes and masks, if any, of the rows that are in use.
 
@@ -1910,7 +1903,9 @@ def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") ->
     are recognised by their scores.
     """
     wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
-    count = take_count(outputs)
+    count = None  # of valid rows, if the model has an output that says so
+    if "num_detections" in outputs:
+        count = max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
     tensors = {name: array[:count] for name, array in wanted.items() if array is not None}
     scores = tensors["scores"]
     check_confidences(scores[scores != -1])

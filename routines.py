@@ -1865,7 +1865,7 @@ def name_classes(tensors: Tensors, labels: Mapping[int, str]) -> np.ndarray:
     if "names" in tensors:
         return tensors["names"]
     numbers = tensors["classes"].tolist()
-    return np.array([labels.get(number, str(number)) for number in numbers] + [None], object)[:-1]
+    return np.array([labels.get(number, str(number)) for number in numbers], object)
 
 
 def rank_of(pattern: str) -> int:
@@ -2796,7 +2796,7 @@ def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tens
     names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
     scores = about.activate(outputs["scores"])
     classes = np.arange(len(scores)) + (0 if about.classes_from == 1 else 1)
-    return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
+    return {"scores": scores, "classes": classes, "names": np.array(names, object)}
 
 
 def is_classifier(about: About) -> str:

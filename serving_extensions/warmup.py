@@ -103,7 +103,7 @@ def read_examples(given: bytes) -> np.ndarray:
     examples = read_fields((fields.get(1) or fields[2])[0])
     # concatenated messages merge; the later one, the example, wins
     context = b"".join(examples.get(2, []))
-    return np.array([context + example for example in examples[1]] + [None], object)[:-1]
+    return np.array([context + example for example in examples[1]], object)
 
 
 EXTENSION = Extension("warmup", wrap_load=lambda server, load: wrap(load))

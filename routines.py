@@ -1138,10 +1138,11 @@ def label_map_of(value: Any) -> dict[int, str]:
     if isinstance(value, Mapping) and isinstance(value.get("categories"), list):
         value = value["categories"]
     if isinstance(value, list | tuple):
-        are_entries = any(isinstance(item, Mapping) for item in value)
-        pairs: Iterable[tuple[Any, Any]] = (
-            [entry_pair(item) for item in value] if are_entries else enumerate(value, 1)
-        )
+        pairs: Iterable[tuple[Any, Any]] = enumerate(value, 1)
+        if any(isinstance(item, Mapping) for item in value):
+            pairs = [
+                (item.get("id") if isinstance(item, Mapping) else None, item) for item in value
+            ]
     elif isinstance(value, Mapping) and is_turned(value):
         pairs = [(number, name) for name, number in value.items()]
     else:
@@ -1153,11 +1154,6 @@ def is_turned(value: Mapping[Any, Any]) -> bool:
     """Whether a map goes from name to id, `{"cat": 0, "dog": 1}`, like Keras's `class_indices`."""
     is_named = not any(str(key).isdecimal() for key in value)
     return is_named and set(map(type, value.values())) == {int}
-
-
-def entry_pair(entry: Any) -> tuple[Any, Any]:
-    """Id and entry of one list item; the id of `{"id": 1, "name": "person"}`, None without one."""
-    return (entry.get("id"), entry) if isinstance(entry, Mapping) else (None, entry)
 
 
 def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:

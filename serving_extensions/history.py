@@ -187,11 +187,11 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
         },
         "parts": by_part,
         "batch_size": spell_numbers(sums[:, -1] / ran),
-        "total": summarize(counts.sum(axis=0), sums.sum(axis=0)),
+        "total": summarize(counts.sum(axis=0)),
     }
 
 
-def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
+def summarize(counts: np.ndarray) -> dict[str, Any]:
     """The figures of a whole window: counts, and latencies in milliseconds."""
     classes = dict(zip(CLASSES, counts[:LATENCY].tolist()))
     latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES], (0.5, 0.9, 0.99))[0]

@@ -4380,7 +4380,7 @@ def show_shape(shape: Shape) -> str:
 MOST_ANSWERED = 1_000_000  # the most classes that a classifier answers
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageModel:
     """How a deployment feeds pictures to its model and reads the outputs. Raises ValueError if the
     signature is not that of an image model.
@@ -4412,8 +4412,7 @@ class ImageModel:
     about: About = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        shown = read_input(self.inputs, self.options, self.operations)
-        object.__setattr__(self, "shown", shown)
+        self.shown = read_input(self.inputs, self.options, self.operations)
         if self.family is not None and self.family not in self.families:
             known = ", ".join(self.families)
             raise ValueError(f"family: expected one of {known}, got '{self.family}'")
@@ -4440,9 +4439,8 @@ class ImageModel:
             planes=self.planes,
         )
         kind, found = find_family(self.families, about, self.family, self.rename)
-        about = settle(kind, rename_outputs(kind, about, found))
-        for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
-            object.__setattr__(self, name, value)
+        self.family, self.kind = kind.name, kind
+        self.about = settle(kind, rename_outputs(kind, about, found))
 
     @property
     def joins(self) -> bool:

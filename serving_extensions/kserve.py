@@ -9,7 +9,6 @@ A model's name, versions, signature, errors and limits are those of /v1.
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -115,14 +114,6 @@ def view_model_ready(
 # --- inference ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """An output that a request asks for."""
-
-    name: str
-    binary: bool
-
-
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Answer an inference request: inputs with datatype and shape, their data in the JSON or as
     bytes after it.
@@ -137,7 +128,7 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
         signature = signature_of(servable, request)
         inputs = read_inputs(signature, model, request["inputs"], rest)
         wanted = read_wanted(signature, model, request)
-        require_writable(select_outputs(signature, [one.name for one in wanted]))
+        require_writable(select_outputs(signature, [*wanted]))
         outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
     head = {"model_name": model, "model_version": str(number)}
     if request.get("id") is not None:
@@ -373,15 +364,17 @@ def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
 # --- outputs --------------------------------------------------------------------------------------
 
 
-def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> list[Wanted]:
-    """The outputs that a request asks for, in its order; all outputs if it names none."""
+def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> dict[str, bool]:
+    """The outputs that a request asks for, in its order, and whether as bytes; all outputs if it
+    names none.
+    """
     usual = parameters_of(request).get("binary_data_output") is True
     asked = request.get("outputs")
     if asked is None or asked == []:
-        return [Wanted(name, usual) for name in signature.outputs]
+        return dict.fromkeys(signature.outputs, usual)
     if not isinstance(asked, list):
         raise BadRequest("outputs: expected a list of tensors")
-    found = list[Wanted]()
+    found = dict[str, bool]()
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or name not in signature.outputs:
@@ -389,36 +382,36 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
                 f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
                 f"{', '.join(signature.outputs)}"
             )
-        if any(name == other.name for other in found):
+        if name in found:
             raise BadRequest(f"{where}: the output '{name}' stands twice in the request")
         parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")
         if parameters.get("classification"):
             raise BadRequest(f"{where}: this server has no classification; leave the parameter out")
-        found.append(Wanted(name, parameters.get("binary_data", usual) is True))
+        found[name] = parameters.get("binary_data", usual) is True
     return found
 
 
 def write_tensors(
-    head: dict[str, Any], wanted: Sequence[Wanted], outputs: Mapping[str, Any]
+    head: dict[str, Any], wanted: Mapping[str, bool], outputs: Mapping[str, Any]
 ) -> Reply:
     """The answer as JSON, followed by the bytes of the outputs that are wanted as bytes."""
     tensors, rest = [], []
-    for one in wanted:
-        array = np.asarray(outputs[one.name])
+    for name, is_binary in wanted.items():
+        array = np.asarray(outputs[name])
         refuse_complex(array)
         tensor: dict[str, Any] = {
-            "name": one.name,
+            "name": name,
             "datatype": DATATYPES_OF[array.dtype],
             "shape": list(array.shape),
         }
-        if one.binary:
+        if is_binary:
             data = write_binary(array)
             rest.append(data)
             tensor["parameters"] = {"binary_data_size": len(data)}
         else:
-            tensor["data"] = write_data(one.name, array)
+            tensor["data"] = write_data(name, array)
         tensors.append(tensor)
     text = encode_json({**head, "outputs": tensors})
     if not rest:

@@ -16,11 +16,9 @@ deploy/ starts them, in turns with serving behind waitress, and adds the ratio o
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,11 +32,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import workloads
+from load import AUTH, KEY, ROOT, free_port
 from peers.catalogue import DOORS, PEERS, body_of_instances
 from peers.environment import python_of
 
-ROOT = Path(__file__).parent.parent
-KEY = "key-of-the-benchmark"
 CONNECTIONS = {
     "half_plus_two": (1, 8, 50),
     "mlp784": (1, 16),
@@ -84,10 +81,8 @@ class Server:
 
     def __init__(self, name, workload, log):
         self.name, self.workload = name, workload
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.headers, self.log = {"Content-Type": "application/json"}, log
+        self.port, self.log = free_port(), log
+        self.headers = {"Content-Type": "application/json"}
         self.start_time = time.perf_counter()
         command = self.command()
         self.process = subprocess.Popen(
@@ -194,14 +189,7 @@ class Serving(Server):
                 "/ssd/predict",
                 {**self.headers, "Authorization": f"Bearer {KEY}"},
             )
-            config |= {
-                "deployments": [{"id": "ssd", "model": "ssd320"}],
-                "auth": {
-                    "keys": [
-                        {"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
-                    ]
-                },
-            }
+            config |= {"deployments": [{"id": "ssd", "model": "ssd320"}], "auth": AUTH}
         path = Path(self.log.name).with_name(f"{self.name}-{self.workload}.json")
         path.write_text(json.dumps(config))
         return path

@@ -11,7 +11,6 @@ progress, memory (USS) at each tenth, and each failure. Exit status 1 if there w
 
 import argparse
 import collections
-import hashlib
 import io
 import json
 import multiprocessing
@@ -24,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from load import ROOT, Load, Served, spell
+from load import AUTH, KEY, ROOT, Load, Served, spell
 
-KEY = "key-of-the-benchmark"
 RELOAD_SECONDS = 3.0
 
 
@@ -269,9 +267,7 @@ def main():
     server = Served(
         {
             **config,
-            "auth": {
-                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
-            },
+            "auth": AUTH,
             "server": {"file_system_poll_wait_seconds": 0, "log_level": "WARNING"},
         }
     )

@@ -77,7 +77,7 @@ def view_server(server: ModelServer, call: Call) -> Reply:
 def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """A model's versions, and the tensors of its default signature."""
     with server.lease(model, version, None, call.trace) as (_, servable):
-        signature = signature_of(servable, {})
+        _, signature = choose_signature(servable, {})
         return reply(
             {
                 "name": model,
@@ -122,10 +122,10 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
     with server.lease(model, version, None, call.trace) as (number, servable):
         request, rest = split_request(data, call.header(JSON_LENGTH))
         if request is None:
-            request, rest = describe_raw(signature_of(servable, {}), model, rest)
+            _, signature = choose_signature(servable, {})
+            request, rest = describe_raw(signature, model, rest)
         check_request(request)
-        name = signature_name_of(servable, request)
-        signature = signature_of(servable, request)
+        name, signature = choose_signature(servable, request)
         inputs = read_inputs(signature, model, request["inputs"], rest)
         wanted = read_wanted(signature, model, request)
         require_writable(select_outputs(signature, [*wanted]))
@@ -136,19 +136,18 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
     return write_tensors(head, wanted, outputs)
 
 
-def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
-    """The parameter `signature_name`, by default `serving_default`. Raises BadRequest."""
+def choose_signature(servable: Any, request: Mapping[str, Any]) -> tuple[str, Signature]:
+    """The signature that the parameter `signature_name` names, by default `serving_default`.
+
+    Raises BadRequest.
+    """
     given = parameters_of(request).get("signature_name", "serving_default")
     if not isinstance(given, str) or given not in servable.signatures:
         raise BadRequest(
             f"parameters.signature_name: expected one of {', '.join(servable.signatures)}, got "
             f"{str(given)[:60]!r}"
         )
-    return given
-
-
-def signature_of(servable: Any, request: Mapping[str, Any]) -> Signature:
-    return servable.signatures[signature_name_of(servable, request)]
+    return given, servable.signatures[given]
 
 
 def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memoryview]:

@@ -13,8 +13,6 @@ from .core import Extension, Load, LoadError, LoadRequest, Servable, load_errors
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
-Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
-
 
 def wrap(load: Load) -> Load:
     """A loader that runs the requests stored with a model before the model serves others."""
@@ -65,7 +63,7 @@ def read_fields(message: bytes) -> dict[int, list[bytes]]:
     return found
 
 
-def read_requests(tf: Any, record: bytes) -> Requests:
+def read_requests(tf: Any, record: bytes) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The requests of a predict, classify or regress PredictionLog, as
     (signature name, inputs).
     """

@@ -13,8 +13,6 @@ sys.path.insert(0, str(ROOT / "examples/shop"))
 
 import shop  # noqa: E402
 
-SIZE = {"width": 1000, "height": 1010, "deviceScaleFactor": 1, "mobile": False}
-
 
 def put(browser, article):
     """Put an article into the basket, as a customer does."""
@@ -26,7 +24,7 @@ def put(browser, article):
 def take_shop(camera):
     """The page of a customer with two articles in the basket, who asks about two others."""
     browser = camera.browser
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", SIZE)
+    camera.resize(1000, 1010)
     browser.get(f"{camera.address}/login")
     for name, text in (("name", "ann"), ("password", "tea for two")):
         browser.find_element("name", name).send_keys(text)

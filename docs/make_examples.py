@@ -48,8 +48,7 @@ def site(camera, path, size):
     (server,) = app.extensions["serving"].values()
     assert server.wait(120)
     with listening_app(app) as address:
-        device = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-        camera.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        camera.resize(*size)
         camera.browser.get(address)
         yield
     server.stop()

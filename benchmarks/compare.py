@@ -170,10 +170,8 @@ class Serving(Server):
         ]
 
     def write_config(self):
-        self.path, self.body = (
-            f"/v1/models/{self.workload}:predict",
-            body_of_instances(self.workload),
-        )
+        self.path = f"/v1/models/{self.workload}:predict"
+        self.body = body_of_instances(self.workload)
         config = {
             "model_config_list": [
                 {
@@ -185,10 +183,8 @@ class Serving(Server):
             ]
         }
         if self.workload == "ssd320":
-            self.path, self.headers = (
-                "/ssd/predict",
-                {**self.headers, "Authorization": f"Bearer {KEY}"},
-            )
+            self.path = "/ssd/predict"
+            self.headers["Authorization"] = f"Bearer {KEY}"
             config |= {"deployments": [{"id": "ssd", "model": "ssd320"}], "auth": AUTH}
         path = Path(self.log.name).with_name(f"{self.name}-{self.workload}.json")
         path.write_text(json.dumps(config))
@@ -224,14 +220,11 @@ class BehindDoor(Serving):
 
 def agrees(ours, theirs):
     """Whether numbers are equal up to rounding; detections of equal score in any order."""
-    sort = (
-        (lambda rows: np.sort(rows, axis=0))
-        if ours.ndim == 2 and ours.shape[1] == 6
-        else (lambda rows: rows)
-    )
-    return ours.shape == theirs.shape and np.allclose(
-        sort(ours), sort(theirs), rtol=1e-3, atol=1e-4
-    )
+    if ours.shape != theirs.shape:
+        return False
+    if ours.ndim == 2 and ours.shape[1] == 6:
+        ours, theirs = np.sort(ours, axis=0), np.sort(theirs, axis=0)
+    return np.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 # ==================================================================================================

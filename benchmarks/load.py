@@ -53,12 +53,8 @@ class Connection:
 
     def send(self, case, due):
         """Begin a request: the bytes of `case.request`, which the load has chosen."""
-        self.unsent, self.received, self.case, self.due = (
-            memoryview(case.request),
-            bytearray(),
-            case,
-            due,
-        )
+        self.unsent, self.received = memoryview(case.request), bytearray()
+        self.case, self.due = case, due
         self.push()
 
     def push(self):

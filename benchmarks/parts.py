@@ -125,10 +125,8 @@ def time_parts(parts, value):
 
 
 def compare(workload, seconds):
-    body, sides = (
-        body_of_instances(workload),
-        {"serving": ours(workload), "by hand": by_hand(workload)},
-    )
+    body = body_of_instances(workload)
+    sides = {"serving": ours(workload), "by hand": by_hand(workload)}
     gc.collect()
     gc.freeze()  # for both sides: serving freezes its own anyway
     found = {name: [] for name in sides}
@@ -170,12 +168,10 @@ def rate(call, inputs, seconds):
     end = time.perf_counter() + seconds
 
     def go(_):
-        return sum(
-            1
-            for _ in itertools.takewhile(
-                lambda _: time.perf_counter() < end, (call(inputs) for _ in itertools.count())
-            )
-        )
+        for count in itertools.count():
+            call(inputs)
+            if time.perf_counter() >= end:
+                return count
 
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:

@@ -279,12 +279,8 @@ def main():
     urllib.request.urlopen(
         urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b""), timeout=60
     )
-    deck, place, stop, changes = (
-        chance.choices(cases, [case.weight for case in cases], k=100_003),
-        0,
-        threading.Event(),
-        [],
-    )
+    deck = chance.choices(cases, [case.weight for case in cases], k=100_003)
+    place, stop, changes = 0, threading.Event(), []
     counts, wrong = collections.Counter(), collections.Counter()
 
     def choose():
@@ -299,11 +295,8 @@ def main():
 
     changer = threading.Thread(target=change_versions, args=(server, churn, stop, changes))
     changer.start()
-    load, start, memory = (
-        Load(server.port, options.connections, choose, answered),
-        time.monotonic(),
-        [],
-    )
+    load = Load(server.port, options.connections, choose, answered)
+    start, memory = time.monotonic(), []
     try:
         for tenth in range(1, 11):
             load.run(count=options.requests // 10)

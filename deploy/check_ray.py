@@ -216,10 +216,8 @@ def check_throughput(address: str) -> None:
         }
     )
     try:
-        ports, rates = (
-            {"Ray": int(address.rpartition(":")[2]), "one process": alone.port},
-            dict[str, list[float]](),
-        )
+        ports = {"Ray": int(address.rpartition(":")[2]), "one process": alone.port}
+        rates = dict[str, list[float]]()
         for _ in range(4):
             for name, port in ports.items():
                 load, begun = Load(port, 16, lambda: case, answered), time.monotonic()

@@ -391,10 +391,8 @@ class Metrics:
                 "minutes": minutes,
                 "last_errors": list(self.last_errors)[:-21:-1],
             }
-            total, groups = (
-                self.total.held(),
-                {name: group.held() for name, group in sorted(self.groups.items())},
-            )
+            total = self.total.held()
+            groups = {name: group.held() for name, group in sorted(self.groups.items())}
         return {
             **found,
             "process": self.read_process(),
@@ -806,10 +804,9 @@ class TextFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         if self.second != int(record.created):
-            self.second, self.spelled = (
-                int(record.created),
-                time.strftime(self.default_time_format, self.converter(record.created)),
-            )
+            moment = self.converter(record.created)
+            self.spelled = time.strftime(self.default_time_format, moment)
+            self.second = int(record.created)
         return f"{self.spelled},{int(record.msecs):03d}"
 
 

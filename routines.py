@@ -2981,6 +2981,11 @@ def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
     }
 
 
+def with_answer(tensors: Tensors, **members: Any) -> Tensors:
+    """The predictions with further members of their answer."""
+    return {**tensors, "answer": {**tensors.get("answer", {}), **members}}
+
+
 @routine()
 class FilterConfidence:
     """Keep predictions of at least this confidence."""
@@ -3063,9 +3068,8 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
         hint = f"; did you mean '{close[0]}'?" if close else ""
         none = "" if labels else "; its deployment has no label map"
         texts.append(f"{who}: the model has no class '{name[:60]}'{hint}{none}")
-    answer = tensors.get("answer", {})
-    warnings = [*answer.get("warnings", []), *texts]
-    return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+    warnings = [*tensors.get("answer", {}).get("warnings", []), *texts]
+    return with_answer(tensors, warnings=warnings) if texts else tensors
 
 
 def warn_nameless(tensors: Tensors) -> Tensors:
@@ -3080,7 +3084,7 @@ def warn_nameless(tensors: Tensors) -> Tensors:
         return tensors
     shown = ", ".join(map(str, numbers[:MOST_WARNINGS]))
     text = f"label map: no name for class {shown}; it has {len(labels)}, up to id {max(labels)}"
-    return {**tensors, "answer": {"warnings": [text]}}
+    return with_answer(tensors, warnings=[text])
 
 
 @routine()
@@ -3153,15 +3157,8 @@ class ActiveLearning:
             tensors = warn_unknown(tensors, "ActiveLearning", self.class_name)
             kept = keep(tensors, are_named(tensors, self.class_name))
         average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
-        return {
-            **tensors,
-            "answer": {
-                **tensors.get("answer", {}),
-                "avgEntropy": average,
-                "avgPerClass": per_class,
-            },
-            "only_answer": True,
-        }
+        answered = with_answer(tensors, avgEntropy=average, avgPerClass=per_class)
+        return {**answered, "only_answer": True}
 
 
 def uncertainty(tensors: Tensors, strategy: str) -> float:
@@ -3232,7 +3229,7 @@ class Histogram:
             np.add.at(table, (np.searchsorted(np.array(kinds, object), names), bins), 1)
             numbers["counts"] = dict(zip(kinds, table[:, :-1].tolist()))
         numbers["image"] = draw_histogram(numbers)
-        return {**tensors, "answer": {**tensors.get("answer", {}), "histogram": numbers}}
+        return with_answer(tensors, histogram=numbers)
 
 
 def draw_histogram(numbers: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from .config_file import ConfigFile, compare_json, etag_of, hide, restore, spell_config
+from .config_file import ConfigFile, compare_json, etag_of, hide, restore, spell_config, unwritable
 from .core import (
     BadRequest,
     Call,
@@ -128,7 +128,7 @@ def change_config(
     """
     file, dry_run = management_of(server).file, is_asked(call, "dry_run")
     if not dry_run and (problem := file.problem()):
-        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+        raise unwritable(problem)
     with file.held() as old:
         check_match(call, old)
         new = change(old)

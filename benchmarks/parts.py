@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import workloads
 from peers.catalogue import body_of_instances
+from peers.common import Model
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -79,25 +80,13 @@ def ours(workload):
 
 def by_hand(workload):
     """The same parts, done as the guides show."""
-    import tensorflow as tf
-
-    folder = next(
-        folder for folder in workloads.base_path(workload).iterdir() if folder.name.isdigit()
-    )
-    loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures["serving_default"]
-    ((name, spec),) = signature.structured_input_signature[1].items()
+    model = Model(workload)
 
     def read(body):
         value = json.loads(body)
         if workload == "ssd320":
             return workloads.read_jpeg(base64.b64decode(value["data"]))[np.newaxis]
-        return np.array(value["instances"], spec.dtype.as_numpy_dtype)
-
-    def call(array):
-        return {
-            key: tensor.numpy() for key, tensor in signature(**{name: tf.constant(array)}).items()
-        }
+        return np.array(value["instances"], model.dtype)
 
     def write(outputs):
         if workload != "ssd320":
@@ -111,7 +100,7 @@ def by_hand(workload):
         ]
         return json.dumps({"predictions": finds}).encode()
 
-    return loaded, (read, call, write)
+    return model, (read, model.run, write)
 
 
 def time_parts(parts, value):

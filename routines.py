@@ -43,6 +43,7 @@ import re
 import runpy
 import socket
 import ssl
+import string
 import sys
 import threading
 import time
@@ -56,7 +57,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 from xml.sax.saxutils import escape
 
 import cv2
@@ -776,9 +777,7 @@ def clean_path(path: str) -> str:
 
 def escape_target(target: str) -> str:
     """Percent-encode what a request line cannot contain; existing escapes stay as they are."""
-    return re.sub(
-        r"[^\x21-\x7e]", lambda found: "".join(f"%{b:02X}" for b in found[0].encode()), target
-    )
+    return quote(target, safe=string.punctuation)
 
 
 def redirect_of(place: Place, location: str) -> Place:
@@ -1139,10 +1138,11 @@ def label_map_of(value: Any) -> dict[int, str]:
     if isinstance(value, Mapping) and isinstance(value.get("categories"), list):
         value = value["categories"]
     if isinstance(value, list | tuple):
-        are_entries = any(isinstance(item, Mapping) for item in value)
-        pairs: Iterable[tuple[Any, Any]] = (
-            [entry_pair(item) for item in value] if are_entries else enumerate(value, 1)
-        )
+        pairs: Iterable[tuple[Any, Any]] = enumerate(value, 1)
+        if any(isinstance(item, Mapping) for item in value):
+            pairs = [
+                (item.get("id") if isinstance(item, Mapping) else None, item) for item in value
+            ]
     elif isinstance(value, Mapping) and is_turned(value):
         pairs = [(number, name) for name, number in value.items()]
     else:
@@ -1154,11 +1154,6 @@ def is_turned(value: Mapping[Any, Any]) -> bool:
     """Whether a map goes from name to id, `{"cat": 0, "dog": 1}`, like Keras's `class_indices`."""
     is_named = not any(str(key).isdecimal() for key in value)
     return is_named and set(map(type, value.values())) == {int}
-
-
-def entry_pair(entry: Any) -> tuple[Any, Any]:
-    """Id and entry of one list item; the id of `{"id": 1, "name": "person"}`, None without one."""
-    return (entry.get("id"), entry) if isinstance(entry, Mapping) else (None, entry)
 
 
 def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
@@ -1866,7 +1861,7 @@ def name_classes(tensors: Tensors, labels: Mapping[int, str]) -> np.ndarray:
     if "names" in tensors:
         return tensors["names"]
     numbers = tensors["classes"].tolist()
-    return np.array([labels.get(number, str(number)) for number in numbers] + [None], object)[:-1]
+    return np.array([labels.get(number, str(number)) for number in numbers], object)
 
 
 def rank_of(pattern: str) -> int:
@@ -1897,13 +1892,6 @@ def without_batch(array: np.ndarray, pattern: str, name: str) -> np.ndarray:
 # --- detectors whose outputs have names -----------------------------------------------------------
 
 
-def take_count(outputs: Mapping[str, np.ndarray]) -> int | None:
-    """How many rows are valid, if the model has an output that says so."""
-    if "num_detections" not in outputs:
-        return None
-    return max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
-
-
 def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") -> Tensors:
     """Boxes, scores, classes and masks, if any, of the rows that are in use.
 
@@ -1911,7 +1899,9 @@ def read_named(outputs: Mapping[str, np.ndarray], prefix: str = "detection_") ->
     are recognised by their scores.
     """
     wanted = {name: outputs.get(prefix + name) for name in ("boxes", "scores", "classes", "masks")}
-    count = take_count(outputs)
+    count = None  # of valid rows, if the model has an output that says so
+    if "num_detections" in outputs:
+        count = max(0, int(np.nan_to_num(float(outputs["num_detections"]))))
     tensors = {name: array[:count] for name, array in wanted.items() if array is not None}
     scores = tensors["scores"]
     check_confidences(scores[scores != -1])
@@ -2802,7 +2792,7 @@ def labelled_classifier(outputs: Mapping[str, np.ndarray], about: About) -> Tens
     names = [name.decode("utf-8", "replace") for name in outputs["labels"].tolist()]
     scores = about.activate(outputs["scores"])
     classes = np.arange(len(scores)) + (0 if about.classes_from == 1 else 1)
-    return {"scores": scores, "classes": classes, "names": np.array([*names, None], object)[:-1]}
+    return {"scores": scores, "classes": classes, "names": np.array(names, object)}
 
 
 def is_classifier(about: About) -> str:
@@ -2991,6 +2981,11 @@ def keep(tensors: Tensors, chosen: np.ndarray) -> Tensors:
     }
 
 
+def with_answer(tensors: Tensors, **members: Any) -> Tensors:
+    """The predictions with further members of their answer."""
+    return {**tensors, "answer": {**tensors.get("answer", {}), **members}}
+
+
 @routine()
 class FilterConfidence:
     """Keep predictions of at least this confidence."""
@@ -3073,9 +3068,8 @@ def warn_unknown(tensors: Tensors, who: str, class_name: str | Iterable[str]) ->
         hint = f"; did you mean '{close[0]}'?" if close else ""
         none = "" if labels else "; its deployment has no label map"
         texts.append(f"{who}: the model has no class '{name[:60]}'{hint}{none}")
-    answer = tensors.get("answer", {})
-    warnings = [*answer.get("warnings", []), *texts]
-    return {**tensors, "answer": {**answer, "warnings": warnings}} if texts else tensors
+    warnings = [*tensors.get("answer", {}).get("warnings", []), *texts]
+    return with_answer(tensors, warnings=warnings) if texts else tensors
 
 
 def warn_nameless(tensors: Tensors) -> Tensors:
@@ -3090,7 +3084,7 @@ def warn_nameless(tensors: Tensors) -> Tensors:
         return tensors
     shown = ", ".join(map(str, numbers[:MOST_WARNINGS]))
     text = f"label map: no name for class {shown}; it has {len(labels)}, up to id {max(labels)}"
-    return {**tensors, "answer": {"warnings": [text]}}
+    return with_answer(tensors, warnings=[text])
 
 
 @routine()
@@ -3163,15 +3157,8 @@ class ActiveLearning:
             tensors = warn_unknown(tensors, "ActiveLearning", self.class_name)
             kept = keep(tensors, are_named(tensors, self.class_name))
         average, per_class = mean_of_classes(entropies(kept["scores"]), kept["names"])
-        return {
-            **tensors,
-            "answer": {
-                **tensors.get("answer", {}),
-                "avgEntropy": average,
-                "avgPerClass": per_class,
-            },
-            "only_answer": True,
-        }
+        answered = with_answer(tensors, avgEntropy=average, avgPerClass=per_class)
+        return {**answered, "only_answer": True}
 
 
 def uncertainty(tensors: Tensors, strategy: str) -> float:
@@ -3242,7 +3229,7 @@ class Histogram:
             np.add.at(table, (np.searchsorted(np.array(kinds, object), names), bins), 1)
             numbers["counts"] = dict(zip(kinds, table[:, :-1].tolist()))
         numbers["image"] = draw_histogram(numbers)
-        return {**tensors, "answer": {**tensors.get("answer", {}), "histogram": numbers}}
+        return with_answer(tensors, histogram=numbers)
 
 
 def draw_histogram(numbers: Mapping[str, Any]) -> str:
@@ -4390,7 +4377,7 @@ def show_shape(shape: Shape) -> str:
 MOST_ANSWERED = 1_000_000  # the most classes that a classifier answers
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageModel:
     """How a deployment feeds pictures to its model and reads the outputs. Raises ValueError if the
     signature is not that of an image model.
@@ -4422,8 +4409,7 @@ class ImageModel:
     about: About = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        shown = read_input(self.inputs, self.options, self.operations)
-        object.__setattr__(self, "shown", shown)
+        self.shown = read_input(self.inputs, self.options, self.operations)
         if self.family is not None and self.family not in self.families:
             known = ", ".join(self.families)
             raise ValueError(f"family: expected one of {known}, got '{self.family}'")
@@ -4450,9 +4436,8 @@ class ImageModel:
             planes=self.planes,
         )
         kind, found = find_family(self.families, about, self.family, self.rename)
-        about = settle(kind, rename_outputs(kind, about, found))
-        for name, value in (("family", kind.name), ("kind", kind), ("about", about)):
-            object.__setattr__(self, name, value)
+        self.family, self.kind = kind.name, kind
+        self.about = settle(kind, rename_outputs(kind, about, found))
 
     @property
     def joins(self) -> bool:

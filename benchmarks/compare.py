@@ -16,11 +16,9 @@ deploy/ starts them, in turns with serving behind waitress, and adds the ratio o
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,11 +32,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import workloads
+from load import AUTH, KEY, ROOT, free_port
 from peers.catalogue import DOORS, PEERS, body_of_instances
 from peers.environment import python_of
 
-ROOT = Path(__file__).parent.parent
-KEY = "key-of-the-benchmark"
 CONNECTIONS = {
     "half_plus_two": (1, 8, 50),
     "mlp784": (1, 16),
@@ -84,10 +81,8 @@ class Server:
 
     def __init__(self, name, workload, log):
         self.name, self.workload = name, workload
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.headers, self.log = {"Content-Type": "application/json"}, log
+        self.port, self.log = free_port(), log
+        self.headers = {"Content-Type": "application/json"}
         self.start_time = time.perf_counter()
         command = self.command()
         self.process = subprocess.Popen(
@@ -175,10 +170,8 @@ class Serving(Server):
         ]
 
     def write_config(self):
-        self.path, self.body = (
-            f"/v1/models/{self.workload}:predict",
-            body_of_instances(self.workload),
-        )
+        self.path = f"/v1/models/{self.workload}:predict"
+        self.body = body_of_instances(self.workload)
         config = {
             "model_config_list": [
                 {
@@ -190,18 +183,9 @@ class Serving(Server):
             ]
         }
         if self.workload == "ssd320":
-            self.path, self.headers = (
-                "/ssd/predict",
-                {**self.headers, "Authorization": f"Bearer {KEY}"},
-            )
-            config |= {
-                "deployments": [{"id": "ssd", "model": "ssd320"}],
-                "auth": {
-                    "keys": [
-                        {"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
-                    ]
-                },
-            }
+            self.path = "/ssd/predict"
+            self.headers["Authorization"] = f"Bearer {KEY}"
+            config |= {"deployments": [{"id": "ssd", "model": "ssd320"}], "auth": AUTH}
         path = Path(self.log.name).with_name(f"{self.name}-{self.workload}.json")
         path.write_text(json.dumps(config))
         return path
@@ -236,14 +220,11 @@ class BehindDoor(Serving):
 
 def agrees(ours, theirs):
     """Whether numbers are equal up to rounding; detections of equal score in any order."""
-    sort = (
-        (lambda rows: np.sort(rows, axis=0))
-        if ours.ndim == 2 and ours.shape[1] == 6
-        else (lambda rows: rows)
-    )
-    return ours.shape == theirs.shape and np.allclose(
-        sort(ours), sort(theirs), rtol=1e-3, atol=1e-4
-    )
+    if ours.shape != theirs.shape:
+        return False
+    if ours.ndim == 2 and ours.shape[1] == 6:
+        ours, theirs = np.sort(ours, axis=0), np.sort(theirs, axis=0)
+    return np.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 # ==================================================================================================

@@ -8,6 +8,7 @@ due, so that a server does not look faster by making clients wait.
 
 import collections
 import contextlib
+import hashlib
 import json
 import select
 import socket
@@ -22,6 +23,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent
+KEY = "key-of-the-benchmark"
+AUTH = {"keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}
 
 
 def spell(method, path, body=b"", **headers):
@@ -50,12 +53,8 @@ class Connection:
 
     def send(self, case, due):
         """Begin a request: the bytes of `case.request`, which the load has chosen."""
-        self.unsent, self.received, self.case, self.due = (
-            memoryview(case.request),
-            bytearray(),
-            case,
-            due,
-        )
+        self.unsent, self.received = memoryview(case.request), bytearray()
+        self.case, self.due = case, due
         self.push()
 
     def push(self):
@@ -186,16 +185,25 @@ class Load:
 # ==================================================================================================
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Served:
-    """`python serving.py` with a config, in a process of its own; the log goes to a file."""
+    """`python serving.py` with a config, in a process of its own; the log goes to a file.
+
+    `config` is the path of a file, or what is written into one.
+    """
 
     def __init__(self, config):
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder, self.port = tempfile.TemporaryDirectory(), free_port()
         self.path, self.log = Path(self.folder.name, "config.json"), Path(self.folder.name, "log")
-        self.path.write_text(json.dumps(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        if isinstance(config, Path):
+            self.path = config
+        else:
+            self.path.write_text(json.dumps(config))
         with open(self.log, "w") as log:
             command = [
                 sys.executable,

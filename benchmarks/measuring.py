@@ -21,9 +21,9 @@ import tempfile
 import threading
 import time
 from http.client import HTTPConnection
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from load import ROOT, free_port
+
 sys.path.insert(0, str(ROOT))
 
 import serving  # noqa: E402
@@ -38,9 +38,7 @@ wrk.body = '{BODY.decode()}'
 
 def start(server):
     """Serve in a thread; returns the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     threading.Thread(target=serving.run, args=(server,), kwargs={"port": port}, daemon=True).start()
     while True:
         try:

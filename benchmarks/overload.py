@@ -12,14 +12,11 @@ when each request was due, memory, and the server's speed from the first second 
 
 import argparse
 import collections
-import hashlib
 import json
 import multiprocessing
 import time
 
-from load import ROOT, Case, Load, Served, percentile, spell
-
-KEY = "key-of-the-benchmark"
+from load import AUTH, KEY, ROOT, Case, Load, Served, percentile, spell
 
 
 def case():
@@ -91,9 +88,7 @@ def main():
                     "label_map": str(ROOT / "models/shapes/label_map.pbtxt"),
                 }
             ],
-            "auth": {
-                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
-            },
+            "auth": AUTH,
             "server": {
                 "max_queue_seconds": options.max_queue_seconds,
                 "file_system_poll_wait_seconds": 0,

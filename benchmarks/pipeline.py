@@ -11,18 +11,16 @@ machine. The answers of the ways are compared first.
 """
 
 import base64
-import contextlib
 import http.client
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from load import ROOT, Served
+
 sys.path.insert(0, str(ROOT / "examples" / "crops"))
 
 import cv2  # noqa: E402
@@ -91,35 +89,7 @@ def read_samples():
         )
 
 
-# The server and the client.
-
-
-@contextlib.contextmanager
-def started(config):
-    """Serve a config on a free port; yields the port once all is ready."""
-    command = [sys.executable, str(ROOT / "serving.py"), "--config", str(config), "--port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        port = next(
-            int(line.split("http://127.0.0.1:")[1].split(",")[0])
-            for line in process.stdout
-            if line.startswith("serving ")
-        )
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        while not is_ready(port):
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def is_ready(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("GET", "/readyz")
-    return connection.getresponse().status == 200
+# The client.
 
 
 def connect(port):
@@ -169,10 +139,11 @@ def check(ways, post, cases):
 
 
 def compare(name, config, ways, cases, rounds):
-    with started(config) as port:
-        check(ways, connect(port), cases)
+    server = Served(config)
+    try:
+        check(ways, connect(server.port), cases)
         for connections in (1, 8):
-            posts = [connect(port) for _ in range(connections)]
+            posts = [connect(server.port) for _ in range(connections)]
             rates = {way: [] for way in ways}
             for way in ways.values():
                 measure(way, posts, cases, SECONDS / 4)
@@ -186,6 +157,8 @@ def compare(name, config, ways, cases, rounds):
                     flush=True,
                 )
             report(name, connections, rates)
+    finally:
+        server.stop()
 
 
 def report(name, connections, rates):

@@ -12,14 +12,14 @@ import http.client
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from load import ROOT, Served
+
 BODY = b'{"instances": [1.0, 2.0, 5.0]}'
 
 
@@ -46,26 +46,13 @@ def start_server(folder):
         {"config": {"name": "asked", "base_path": str(ROOT / "models/half_plus_two")}},
         {"config": {"name": "changing", "base_path": str(folder / "changing")}},
     ]
-    (folder / "config.json").write_text(
-        json.dumps({"model_config_list": models, "server": {"file_system_poll_wait_seconds": 0}})
-    )
-    command = [
-        sys.executable,
-        str(ROOT / "serving.py"),
-        "--config",
-        str(folder / "config.json"),
-        "--port",
-        "0",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    return process, process.stdout.readline().split(" on http://")[1].split(",")[0]
+    polling = {"file_system_poll_wait_seconds": 0}
+    return Served({"model_config_list": models, "server": polling})
 
 
-def ask(address, method, path):
+def reload(address):
     connection = http.client.HTTPConnection(address)
-    connection.request(method, path)
+    connection.request("POST", "/v1/config/reload")
     return connection.getresponse().status
 
 
@@ -81,7 +68,7 @@ def measure(address, client, model, folder, reloads):
     for version in range(2, 2 + reloads):
         put(model, folder, version)
         start, client.longest = time.perf_counter(), 0.0
-        status = ask(address, "POST", "/v1/config/reload")
+        status = reload(address)
         took.append(time.perf_counter() - start)
         time.sleep(0.2)
         waits.append(client.longest)
@@ -99,10 +86,9 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         put(model, folder, 1)
-        process, address = start_server(folder)
+        server = start_server(folder)
+        address = f"127.0.0.1:{server.port}"
         try:
-            while ask(address, "GET", "/readyz") != 200:
-                time.sleep(0.05)
             client = Client(address)
             client.start()
             time.sleep(1)
@@ -119,8 +105,7 @@ def main():
                 f"{client.wrong} wrong answers"
             )
         finally:
-            process.terminate()
-            process.wait()
+            server.stop()
 
 
 if __name__ == "__main__":

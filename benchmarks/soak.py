@@ -11,7 +11,6 @@ progress, memory (USS) at each tenth, and each failure. Exit status 1 if there w
 
 import argparse
 import collections
-import hashlib
 import io
 import json
 import multiprocessing
@@ -24,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from load import ROOT, Load, Served, spell
+from load import AUTH, KEY, ROOT, Load, Served, spell
 
-KEY = "key-of-the-benchmark"
 RELOAD_SECONDS = 3.0
 
 
@@ -269,9 +267,7 @@ def main():
     server = Served(
         {
             **config,
-            "auth": {
-                "keys": [{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
-            },
+            "auth": AUTH,
             "server": {"file_system_poll_wait_seconds": 0, "log_level": "WARNING"},
         }
     )
@@ -283,12 +279,8 @@ def main():
     urllib.request.urlopen(
         urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b""), timeout=60
     )
-    deck, place, stop, changes = (
-        chance.choices(cases, [case.weight for case in cases], k=100_003),
-        0,
-        threading.Event(),
-        [],
-    )
+    deck = chance.choices(cases, [case.weight for case in cases], k=100_003)
+    place, stop, changes = 0, threading.Event(), []
     counts, wrong = collections.Counter(), collections.Counter()
 
     def choose():
@@ -303,11 +295,8 @@ def main():
 
     changer = threading.Thread(target=change_versions, args=(server, churn, stop, changes))
     changer.start()
-    load, start, memory = (
-        Load(server.port, options.connections, choose, answered),
-        time.monotonic(),
-        [],
-    )
+    load = Load(server.port, options.connections, choose, answered)
+    start, memory = time.monotonic(), []
     try:
         for tenth in range(1, 11):
             load.run(count=options.requests // 10)

@@ -207,11 +207,8 @@ def make_mask_rcnn(folder):
     pyramid = [maps[0]]
     for map_ in maps[1:]:
         pyramid.append(layers.Add()([layers.UpSampling2D()(pyramid[-1]), map_]))
-    shared, score, delta = (
-        layers.Conv2D(256, 3, padding="same", activation="relu"),
-        layers.Conv2D(3, 1),
-        layers.Conv2D(12, 1),
-    )
+    shared = layers.Conv2D(256, 3, padding="same", activation="relu")
+    score, delta = layers.Conv2D(3, 1), layers.Conv2D(12, 1)
     heads = [shared(layers.Conv2D(256, 3, padding="same")(map_)) for map_ in pyramid]
     join = layers.Concatenate(axis=1)
     network = keras.Model(
@@ -263,10 +260,8 @@ def make_mask_rcnn(folder):
             boxes[:, :, tf.newaxis], best[..., tf.newaxis], 300, 300, 0.7, -1.0
         ).nmsed_boxes
         logits, offsets = box_head(crop(features, proposals, 7), training=False)
-        centre, half = (
-            (proposals[..., 2:] + proposals[..., :2]) / 2,
-            (proposals[..., 2:] - proposals[..., :2]) / 2,
-        )
+        centre = (proposals[..., 2:] + proposals[..., :2]) / 2
+        half = (proposals[..., 2:] - proposals[..., :2]) / 2
         boxes = place(centre, half, tf.reshape(offsets, (rows, 300, 4)))
         classes = tf.reshape(tf.nn.softmax(logits)[:, 1:], (rows, 300, 80))
         found = tf.image.combined_non_max_suppression(

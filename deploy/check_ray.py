@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -31,7 +30,7 @@ os.environ |= {
 import psutil  # noqa: E402
 import ray  # noqa: E402
 import requests  # noqa: E402
-from load import Case, Load, Served, spell  # noqa: E402
+from load import Case, Load, Served, free_port, spell  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -217,10 +216,8 @@ def check_throughput(address: str) -> None:
         }
     )
     try:
-        ports, rates = (
-            {"Ray": int(address.rpartition(":")[2]), "one process": alone.port},
-            dict[str, list[float]](),
-        )
+        ports = {"Ray": int(address.rpartition(":")[2]), "one process": alone.port}
+        rates = dict[str, list[float]]()
         for _ in range(4):
             for name, port in ports.items():
                 load, begun = Load(port, 16, lambda: case, answered), time.monotonic()
@@ -304,9 +301,8 @@ def main() -> int:
     shutil.copytree(ROOT / "models/half_plus_two", folder / "half_plus_two")
     (folder / "slow.py").write_text(SLOW)
     write_config(folder, ["one"], poll=1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     small = {"object_store_memory": 100 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     try:
@@ -314,7 +310,7 @@ def main() -> int:
             cluster.add_node(num_cpus=REPLICAS, object_store_memory=100 << 20) for _ in range(2)
         ]
         ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-        serve.start(http_options={"port": int(address.rpartition(":")[2])})
+        serve.start(http_options={"port": port})
         begun = time.monotonic()
         serve.run(
             ray_serve.app({"config": str(folder / "config.json"), "num_replicas": str(REPLICAS)})

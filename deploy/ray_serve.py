@@ -48,8 +48,8 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 class ServerOfMany(serving.ModelServer):
     """A server whose reload goes to all replicas, itself included."""
 
-    def reload(self) -> tuple[int, dict[str, Any]]:
-        """Reload every replica.
+    def reload(self, timeout: float = RELOAD_SECONDS) -> tuple[int, dict[str, Any]]:
+        """Reload every replica, which may take `timeout` seconds.
 
         Returns the answer with the highest status: of a failure, else of a change.
         """
@@ -57,7 +57,7 @@ class ServerOfMany(serving.ModelServer):
         calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast(
             "reload_alone"
         )
-        found = calls.results(timeout_s=RELOAD_SECONDS, return_exceptions=True)
+        found = calls.results(timeout_s=min(timeout, RELOAD_SECONDS), return_exceptions=True)
         # a replica that ended meanwhile is replaced and reads everything again
         answers = [answer for answer in found if isinstance(answer, tuple)]
         return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()

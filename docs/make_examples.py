@@ -17,8 +17,9 @@ import requests
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in ("tests", "docs", "examples/shop"))]
 
+import shop  # noqa: E402
 import test_examples as examples  # noqa: E402
 from conftest import listening, listening_app, start_browser, wait  # noqa: E402
 from make_pictures import Camera  # noqa: E402
@@ -41,17 +42,19 @@ def console(camera, name):
         yield server.generated_key
 
 
+def run_example(path):
+    return runpy.run_path(str(ROOT / "examples" / path))["app"]
+
+
 @contextlib.contextmanager
-def site(camera, path, size):
-    """An example's site, opened in a window of a size."""
-    app = runpy.run_path(str(ROOT / "examples" / path))["app"]
+def site(camera, app, size):
+    """An example's site, opened in a window of a size; yields its address."""
     (server,) = app.extensions["serving"].values()
     assert server.wait(120)
     with listening_app(app) as address:
-        device = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-        camera.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        camera.resize(*size)
         camera.browser.get(address)
-        yield
+        yield address
     server.stop()
 
 
@@ -82,13 +85,13 @@ def take_sent(camera, name, part, values):
 
 
 def take_digits(camera):
-    with site(camera, "digits/draw.py", (760, 540)):
+    with site(camera, run_example("digits/draw.py"), (760, 540)):
         examples.draw_digit(camera.browser, 4)
         camera.shoot("example-digits")
 
 
 def take_widget(camera):
-    with site(camera, "widget/shop.py", (1040, 1320)):
+    with site(camera, run_example("widget/shop.py"), (1040, 1320)):
         browser = camera.browser
         browser.find_element("css selector", "input[type=file]").send_keys(str(examples.SURFACE))
         browser.switch_to.frame(0)
@@ -97,6 +100,31 @@ def take_widget(camera):
         browser.switch_to.default_content()
         time.sleep(1)
         camera.shoot("example-widget")
+
+
+def put(browser, article):
+    """Put an article of the shop into the basket, as a customer does."""
+    button = f'form[action="/basket/{article}"] button'
+    browser.find_element("css selector", button).click()
+    wait(browser, f"!document.querySelector('{button}')")
+
+
+def take_shop(camera):
+    """The page of a customer with two articles in the basket, who asks about two others."""
+    with site(camera, shop.create_app(), (1000, 1010)) as address:
+        browser = camera.browser
+        browser.get(f"{address}/login")
+        for name, text in (("name", "ann"), ("password", "tea for two")):
+            browser.find_element("name", name).send_keys(text)
+        browser.find_element("css selector", ".login button").click()
+        wait(browser, "document.querySelector('.what-if')")
+        put(browser, 0)
+        put(browser, 2)
+        for article in (12, 14):
+            browser.find_element("css selector", f".what-if [value='{article}']").click()
+        wait(browser, "document.querySelector('output').textContent")
+        camera.js("scrollTo(0, 0)")
+        camera.shoot("example-shop")
 
 
 def draw_crops(camera):
@@ -128,6 +156,7 @@ TAKE = {
     "defects": lambda camera: take_picture_model(camera, "defects", dark=True),
     "prices": lambda camera: take_sent(camera, "prices", "try/prices", HOUSE),
     "widget": take_widget,
+    "shop": take_shop,
     "crops": draw_crops,
     "sentiment": lambda camera: take_sent(
         camera, "sentiment", "try/%2Falice%2Fsentiment-analyser", {"": SENTENCE}

@@ -40,12 +40,16 @@ class Camera:
     def js(self, script, *values):
         return self.browser.execute_script(script, *values)
 
+    def resize(self, width, height):
+        """Give the window a size in pixels."""
+        device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+
     def look(self, part, dark=False, size=DESKTOP, key=KEY):
         """Open a part of the page in a window of a size."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        device = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        self.resize(*size)
         self.browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         self.browser.get("about:blank")
         self.browser.get(f"{self.address}/console/#key={key}")

@@ -148,12 +148,12 @@ class Inbox:
             self._look()
         if self._kept >= caps.max_images:
             return "full"
-        _, picture = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        picture = routines.encode(image)
         text = json.dumps({**record(), "height": image.shape[0], "width": image.shape[1]}).encode()
         if self._bytes + len(picture) + len(text) > caps.max_bytes:
             return "full"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / f"{name}.png", picture.tobytes())
+        write_whole(self.folder / f"{name}.png", picture)
         write_whole(self.folder / f"{name}.json", text)
         self._kept += 1
         self._bytes += len(picture) + len(text)

@@ -12,12 +12,11 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from .config_file import ConfigFile, compare_json, etag_of, hide, restore, spell_config
+from .config_file import ConfigFile, compare_json, etag_of, hide, restore, spell_config, unwritable
 from .core import (
     BadRequest,
     Call,
@@ -70,22 +69,13 @@ def administered(view: Callable[..., Reply]) -> Callable[..., Reply]:
             raise ServingError(
                 f"The key '{call.caller.name}' is not marked admin", "PERMISSION_DENIED"
             )
-        with config_errors():
+        try:
             return view(server, call, **arguments)
+        # 400, as for any wrong body: 412, as of a reload, says here that If-Match does not match
+        except ConfigError as error:
+            raise BadRequest("; ".join(one.message for one in error.all())) from None
 
     return checked
-
-
-@contextmanager
-def config_errors() -> Iterator[None]:
-    """Answer 400 for a wrong config in a body, like any wrong request.
-
-    A reload answers 412 for it; here 412 means that `If-Match` does not match.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        raise BadRequest("; ".join(one.message for one in error.all())) from None
 
 
 def admin_route(methods: str, url: str, view: Callable[..., Reply], doc: str) -> Route:
@@ -138,7 +128,7 @@ def change_config(
     """
     file, dry_run = management_of(server).file, is_asked(call, "dry_run")
     if not dry_run and (problem := file.problem()):
-        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+        raise unwritable(problem)
     with file.held() as old:
         check_match(call, old)
         new = change(old)

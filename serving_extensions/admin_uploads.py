@@ -20,7 +20,7 @@ from typing import Any
 
 from .admin import admin_route, administered, edit_config, management_of, take_over
 from .archives import unpack
-from .config_file import fcntl, locked, write_errors
+from .config_file import fcntl, locked, unwritable, write_errors
 from .core import (
     INIT_SIGNATURE,
     Admin,
@@ -129,7 +129,7 @@ def view_upload(server: ModelServer, call: Call, model: str, version: int | None
     known = next((one for one in server.config.models if one.name == model), None)
     base = base_of(server, model, known, options)
     if known is None and (problem := management_of(server).file.problem()):
-        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+        raise unwritable(problem)
     with aside(base) as folder:
         (folder / "sent").mkdir()
         body = read_archive(call, options, folder / "sent")
@@ -273,7 +273,7 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     if not FOLDER_NAME.fullmatch(project):
         raise BadRequest("A project's name: expected letters, digits and ._-")
     if problem := management_of(server).file.problem():
-        raise ServingError(f"The config file cannot be changed: {problem}", status=409)
+        raise unwritable(problem)
     home = Path(options.projects_folder) / project
     with aside(home) as folder:
         (folder / "sent").mkdir()

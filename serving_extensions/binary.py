@@ -54,9 +54,7 @@ def read_raw(body: bytes, dtype: str, shape: str) -> np.ndarray:
     if not re.fullmatch(r"[ \t]*|[ \t]*[0-9]{1,18}([ \t]*,[ \t]*[0-9]{1,18}){0,31}[ \t]*", shape):
         raise BadRequest(f"X-Tensor-Shape: expected sizes such as 1,224,224,3, got '{shape[:60]}'")
     sizes = [int(size) for size in shape.split(",") if size.strip()]
-    count = 1
-    for size in sizes:  # Python's integers do not overflow
-        count *= size
+    count = math.prod(sizes)
     if count * RAW_DTYPES[dtype].itemsize != len(body):
         raise BadRequest(
             f"body: expected {count * RAW_DTYPES[dtype].itemsize} bytes for {dtype} {sizes}, got "

@@ -22,7 +22,6 @@ from .core import (
     ModelServer,
     NotFound,
     Reply,
-    Servable,
     ServingError,
     asked_chain,
     find_deployment,
@@ -138,8 +137,7 @@ def describe_model(server: ModelServer, model: dict[str, Any]) -> dict[str, Any]
         "reason": reason_told(model),
         "versions": model["model_version_status"],
         "labels": dict(config.version_labels) if config else {},
-        "body": example_body(server, name),
-        "examples": list_examples(server, name),
+        **describe_examples(server, name),
     }
 
 
@@ -206,8 +204,7 @@ def describe_pipeline(server: ModelServer, model: dict[str, Any]) -> dict[str, A
             for node in config.nodes
         ],
         "outputs": links_of(config.outputs),
-        "body": example_body(server, name),
-        "examples": list_examples(server, name),
+        **describe_examples(server, name),
     }
 
 
@@ -278,23 +275,16 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
     }
 
 
-def example_body(server: ModelServer, model: str) -> Any:
-    """A predict body that a model answers, if one can be made up."""
-    newest = newest_of(server, model)
-    return newest and example_of(newest)
-
-
-def list_examples(server: ModelServer, model: str) -> dict[str, dict[str, str]]:
-    """By signature of the newest version, then by input: the tf.train.Example or picture file that
-    it takes, as base64.
+def describe_examples(server: ModelServer, model: str) -> dict[str, Any]:
+    """What the newest version takes: `body`, a predict body that it answers, if one can be made
+    up; `examples` by signature, then by input: a tf.train.Example or picture file as base64.
     """
-    newest = newest_of(server, model)
-    return {name: texts_of(one) for name, one in (newest.signatures.items() if newest else ())}
-
-
-def newest_of(server: ModelServer, model: str) -> Servable | None:
     found = server.manager.available.get(model)
-    return found.versions[max(found.versions)] if found else None
+    if found is None:
+        return {"body": None, "examples": {}}
+    newest = found.versions[max(found.versions)]
+    examples = {name: texts_of(one) for name, one in newest.signatures.items()}
+    return {"body": example_of(newest), "examples": examples}
 
 
 KINDS = {int: "integer", float: "number", str: "string", bool: "boolean"}

@@ -57,11 +57,10 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
 
     `?window=` asks for graphs, `?request=` for the place in the queue of a request by its id.
     """
-    if call.environ.get("QUERY_STRING"):
-        if "window" in call.arguments:
-            return view_window(server, call)
-        if "request" in call.arguments:
-            return reply({"place": server.place_of(call.argument("request"))})
+    if "window" in call.arguments:
+        return view_window(server, call)
+    if "request" in call.arguments:
+        return reply({"place": server.place_of(call.argument("request"))})
     calls = {
         f"{model}/{version}": servable.describe_calls()
         for model, states in server.manager.states().items()

@@ -187,11 +187,11 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
         },
         "parts": by_part,
         "batch_size": spell_numbers(sums[:, -1] / ran),
-        "total": summarize(counts.sum(axis=0), sums.sum(axis=0)),
+        "total": summarize(counts.sum(axis=0)),
     }
 
 
-def summarize(counts: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
+def summarize(counts: np.ndarray) -> dict[str, Any]:
     """The figures of a whole window: counts, and latencies in milliseconds."""
     classes = dict(zip(CLASSES, counts[:LATENCY].tolist()))
     latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES], (0.5, 0.9, 0.99))[0]
@@ -214,10 +214,9 @@ def spell_numbers(values: np.ndarray) -> list[float | None]:
 
 # --- the process ----------------------------------------------------------------------------------
 
-# How the samples of a step are combined: the mean of these, ...
+# Samples of a step are combined by their mean; those of `in_flight` by the maximum, of `refused` by
+# the sum.
 MEANS = ("queue", "cpu_percent", "memory_bytes", "gpu_memory_bytes", "gpu_utilisation_percent")
-MOST_NAMES = ("in_flight",)  # ... the maximum of these, ...
-ADDED = ("refused",)  # ... the sum of these.
 
 
 class Resources:
@@ -227,8 +226,8 @@ class Resources:
         columns = {
             "means": (len(MEANS), np.float64),
             "seen": (len(MEANS), np.float64),
-            "most": (len(MOST_NAMES), np.float64),
-            "added": (len(ADDED), np.float64),
+            "most": (1, np.float64),
+            "added": (1, np.float64),
         }
         self.rings = {name: Ring(window, **columns) for name, window in WINDOWS.items()}
 
@@ -240,10 +239,8 @@ class Resources:
                 if name in seen:
                     arrays["means"][row, place] += seen[name]
                     arrays["seen"][row, place] += 1
-            for place, name in enumerate(MOST_NAMES):
-                arrays["most"][row, place] = max(arrays["most"][row, place], seen[name])
-            for place, name in enumerate(ADDED):
-                arrays["added"][row, place] += seen[name]
+            arrays["most"][row] = max(arrays["most"][row, 0], seen["in_flight"])
+            arrays["added"][row] += seen["refused"]
 
 
 def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
@@ -253,11 +250,8 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
     looked = seen[:, 0] > 0
     return {
         **{name: spell_numbers(means[:, place]) for place, name in enumerate(MEANS)},
-        **{
-            name: spell_numbers(np.where(looked, found[kind][:, place], np.nan))
-            for kind, names in (("most", MOST_NAMES), ("added", ADDED))
-            for place, name in enumerate(names)
-        },
+        "in_flight": spell_numbers(np.where(looked, found["most"][:, 0], np.nan)),
+        "refused": spell_numbers(np.where(looked, found["added"][:, 0], np.nan)),
     }
 
 

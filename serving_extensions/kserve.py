@@ -9,7 +9,6 @@ A model's name, versions, signature, errors and limits are those of /v1.
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,7 @@ def view_server(server: ModelServer, call: Call) -> Reply:
 def view_model(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """A model's versions, and the tensors of its default signature."""
     with server.lease(model, version, None, call.trace) as (_, servable):
-        signature = signature_of(servable, {})
+        _, signature = choose_signature(servable, {})
         return reply(
             {
                 "name": model,
@@ -115,14 +114,6 @@ def view_model_ready(
 # --- inference ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """An output that a request asks for."""
-
-    name: str
-    binary: bool
-
-
 def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Answer an inference request: inputs with datatype and shape, their data in the JSON or as
     bytes after it.
@@ -131,13 +122,13 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
     with server.lease(model, version, None, call.trace) as (number, servable):
         request, rest = split_request(data, call.header(JSON_LENGTH))
         if request is None:
-            request, rest = describe_raw(signature_of(servable, {}), model, rest)
+            _, signature = choose_signature(servable, {})
+            request, rest = describe_raw(signature, model, rest)
         check_request(request)
-        name = signature_name_of(servable, request)
-        signature = signature_of(servable, request)
+        name, signature = choose_signature(servable, request)
         inputs = read_inputs(signature, model, request["inputs"], rest)
         wanted = read_wanted(signature, model, request)
-        require_writable(select_outputs(signature, [one.name for one in wanted]))
+        require_writable(select_outputs(signature, [*wanted]))
         outputs = servable.run(name, decode_columns(signature, inputs), call.trace)
     head = {"model_name": model, "model_version": str(number)}
     if request.get("id") is not None:
@@ -145,19 +136,18 @@ def view_infer_v2(server: ModelServer, call: Call, model: str, version: int | No
     return write_tensors(head, wanted, outputs)
 
 
-def signature_name_of(servable: Any, request: Mapping[str, Any]) -> str:
-    """The parameter `signature_name`, by default `serving_default`. Raises BadRequest."""
+def choose_signature(servable: Any, request: Mapping[str, Any]) -> tuple[str, Signature]:
+    """The signature that the parameter `signature_name` names, by default `serving_default`.
+
+    Raises BadRequest.
+    """
     given = parameters_of(request).get("signature_name", "serving_default")
     if not isinstance(given, str) or given not in servable.signatures:
         raise BadRequest(
             f"parameters.signature_name: expected one of {', '.join(servable.signatures)}, got "
             f"{str(given)[:60]!r}"
         )
-    return given
-
-
-def signature_of(servable: Any, request: Mapping[str, Any]) -> Signature:
-    return servable.signatures[signature_name_of(servable, request)]
+    return given, servable.signatures[given]
 
 
 def split_request(data: bytes, length: str) -> tuple[dict[str, Any] | None, memoryview]:
@@ -373,15 +363,17 @@ def read_texts(data: bytes, count: int, where: str) -> np.ndarray:
 # --- outputs --------------------------------------------------------------------------------------
 
 
-def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> list[Wanted]:
-    """The outputs that a request asks for, in its order; all outputs if it names none."""
+def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) -> dict[str, bool]:
+    """The outputs that a request asks for, in its order, and whether as bytes; all outputs if it
+    names none.
+    """
     usual = parameters_of(request).get("binary_data_output") is True
     asked = request.get("outputs")
     if asked is None or asked == []:
-        return [Wanted(name, usual) for name in signature.outputs]
+        return dict.fromkeys(signature.outputs, usual)
     if not isinstance(asked, list):
         raise BadRequest("outputs: expected a list of tensors")
-    found = list[Wanted]()
+    found = dict[str, bool]()
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or name not in signature.outputs:
@@ -389,36 +381,36 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
                 f"{where}.name: model '{model}' has no output '{str(name)[:60]}'; it has "
                 f"{', '.join(signature.outputs)}"
             )
-        if any(name == other.name for other in found):
+        if name in found:
             raise BadRequest(f"{where}: the output '{name}' stands twice in the request")
         parameters = parameters_of(one, where)
         if any(each.startswith("shared_memory") for each in parameters):
             raise BadRequest(f"{where}: this server writes to no shared memory")
         if parameters.get("classification"):
             raise BadRequest(f"{where}: this server has no classification; leave the parameter out")
-        found.append(Wanted(name, parameters.get("binary_data", usual) is True))
+        found[name] = parameters.get("binary_data", usual) is True
     return found
 
 
 def write_tensors(
-    head: dict[str, Any], wanted: Sequence[Wanted], outputs: Mapping[str, Any]
+    head: dict[str, Any], wanted: Mapping[str, bool], outputs: Mapping[str, Any]
 ) -> Reply:
     """The answer as JSON, followed by the bytes of the outputs that are wanted as bytes."""
     tensors, rest = [], []
-    for one in wanted:
-        array = np.asarray(outputs[one.name])
+    for name, is_binary in wanted.items():
+        array = np.asarray(outputs[name])
         refuse_complex(array)
         tensor: dict[str, Any] = {
-            "name": one.name,
+            "name": name,
             "datatype": DATATYPES_OF[array.dtype],
             "shape": list(array.shape),
         }
-        if one.binary:
+        if is_binary:
             data = write_binary(array)
             rest.append(data)
             tensor["parameters"] = {"binary_data_size": len(data)}
         else:
-            tensor["data"] = write_data(one.name, array)
+            tensor["data"] = write_data(name, array)
         tensors.append(tensor)
     text = encode_json({**head, "outputs": tensors})
     if not rest:

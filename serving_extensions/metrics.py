@@ -100,14 +100,13 @@ class Group:
     def add(self, calls: "Alike") -> None:
         """Count requests that ended."""
         self.requests += len(calls.seconds)
-        for status, number in calls.by_status.items():
-            self.errors_4xx += number * (400 <= status < 500)
-            self.errors_5xx += number * (status >= 500)
+        self.errors_4xx += calls.errors_4xx
+        self.errors_5xx += calls.errors_5xx
         self.latest = np.concatenate([self.latest, calls.times])[-LATEST:]
         for rows, number in calls.by_rows.items():
             if rows:
                 self.batch_sizes[rows] += number
-        failed = sum(number for status, number in calls.by_status.items() if status >= 400)
+        failed = calls.errors_4xx + calls.errors_5xx
         busy = calls.seconds.sum() - np.nansum(calls.spent[:, 0])  # without the queue
         self.note(int(calls.now), 0, failed, float(busy))
         for now, number in calls.by_second.items():
@@ -191,6 +190,9 @@ class Alike:
         self.statuses, self.rows = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
         self.by_status, self.by_rows = count_values(self.statuses), count_values(self.rows)
         self.by_second = count_values(table[:, 0].astype(np.int64))
+        statuses = self.by_status.items()
+        self.errors_4xx = sum(count for status, count in statuses if 400 <= status < 500)
+        self.errors_5xx = sum(count for status, count in statuses if status >= 500)
 
 
 def count_values(numbers: np.ndarray) -> dict[int, int]:
@@ -323,10 +325,9 @@ class Metrics:
         this = int(calls.now) // 60
         minute = self.minutes.setdefault(this, [0, 0, 0])
         keep_sixty(self.minutes, this + 1)
-        for status, number in calls.by_status.items():
-            minute[0] += number
-            minute[1] += number * (400 <= status < 500)
-            minute[2] += number * (status >= 500)
+        minute[0] += len(calls.seconds)
+        minute[1] += calls.errors_4xx
+        minute[2] += calls.errors_5xx
 
     def _record(self, kind: Kind, now: float, counts: np.ndarray, sums: np.ndarray) -> None:
         """Add requests to the series of their model, deployment and handler, and to ALL."""
@@ -391,10 +392,8 @@ class Metrics:
                 "minutes": minutes,
                 "last_errors": list(self.last_errors)[:-21:-1],
             }
-            total, groups = (
-                self.total.held(),
-                {name: group.held() for name, group in sorted(self.groups.items())},
-            )
+            total = self.total.held()
+            groups = {name: group.held() for name, group in sorted(self.groups.items())}
         return {
             **found,
             "process": self.read_process(),
@@ -806,10 +805,9 @@ class TextFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         if self.second != int(record.created):
-            self.second, self.spelled = (
-                int(record.created),
-                time.strftime(self.default_time_format, self.converter(record.created)),
-            )
+            moment = self.converter(record.created)
+            self.spelled = time.strftime(self.default_time_format, moment)
+            self.second = int(record.created)
         return f"{self.spelled},{int(record.msecs):03d}"
 
 

@@ -312,13 +312,10 @@ class Residency:
                 raise LoadError("its files have changed: a reload of the config loads them")
             resident, size = self.measure(entry.request)
         except ServingError as error:
-            entry.failed, entry.why = (
-                (time.monotonic(), error.message),
-                f"cannot be loaded: {error.message}",
-            )
-            raise ServingError(
-                f"Model {entry.config.name} cannot be loaded: {error.message}", "UNAVAILABLE"
-            ) from error
+            entry.failed = time.monotonic(), error.message
+            entry.why = f"cannot be loaded: {error.message}"
+            text = f"Model {entry.config.name} {entry.why}"
+            raise ServingError(text, "UNAVAILABLE") from error
         entry.files = files
         entry.bytes, entry.used_at = size, time.monotonic()
         entry.load_seconds = time.perf_counter() - max([start, *IMPORTED])

@@ -447,12 +447,10 @@ def plan_inputs(graph: Graph) -> dict[str, Tensor]:
                     f"got {link.wanted.dtype} {show_sizes(shape)}",
                     link.path,
                 )
-            both = (
-                shape
-                if known is None or shape is None
-                else tuple(b if a is None else a for a, b in zip(known, shape))
-            )
-            found[link.item] = link.wanted.dtype, known if both is None else both
+            both = shape if known is None else known
+            if known is not None and shape is not None:
+                both = tuple(b if a is None else a for a, b in zip(known, shape))
+            found[link.item] = link.wanted.dtype, both
     split = graph.sizes((REQUEST,) if REQUEST in graph.counts else ())
     return {
         name: (dtype, None if shape is None else split + shape)

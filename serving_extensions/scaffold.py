@@ -58,7 +58,6 @@ def write_project(folder: Path, templates: Path = PROJECT) -> list[Path]:
     Raises FileExistsError with the names of files that exist already, and OSError with the name of
     a file that cannot be written; what was written until then is removed again.
     """
-    folder = Path(folder)
     contents = read_templates(templates, name_project(folder))
     there = [path for path in contents if os.path.lexists(folder / path)]
     if there:

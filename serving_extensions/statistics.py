@@ -7,7 +7,7 @@ from typing import Any
 
 from .catalogue import describe_deployment
 from .core import ModelServer
-from .metrics import Group, read_gpus
+from .metrics import Group, percentiles, read_gpus
 
 
 def describe_statistics(server: ModelServer, ready: Any, since: float | None) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def describe_statistics(server: ModelServer, ready: Any, since: float | None) ->
         "errors_5xx": group.errors_5xx,
         "requests_per_minute": requests,
         "error_rate": round(errors / requests, 4) if requests else 0.0,
-        "latency_ms": group.read(now)["latency_ms"],
+        "latency_ms": percentiles(group.latest[:, 0]),
         "concurrent_requests": round(busy / 60, 3),
         "model_memory_bytes": model_memory(server, ready.config),
         "process": metrics.read_process(),

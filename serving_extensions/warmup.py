@@ -13,8 +13,6 @@ from .core import Extension, Load, LoadError, LoadRequest, Servable, load_errors
 
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
-Requests = Iterator[tuple[str, dict[str, np.ndarray]]]
-
 
 def wrap(load: Load) -> Load:
     """A loader that runs the requests stored with a model before the model serves others."""
@@ -65,7 +63,7 @@ def read_fields(message: bytes) -> dict[int, list[bytes]]:
     return found
 
 
-def read_requests(tf: Any, record: bytes) -> Requests:
+def read_requests(tf: Any, record: bytes) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The requests of a predict, classify or regress PredictionLog, as
     (signature name, inputs).
     """
@@ -103,7 +101,7 @@ def read_examples(given: bytes) -> np.ndarray:
     examples = read_fields((fields.get(1) or fields[2])[0])
     # concatenated messages merge; the later one, the example, wins
     context = b"".join(examples.get(2, []))
-    return np.array([context + example for example in examples[1]] + [None], object)[:-1]
+    return np.array([context + example for example in examples[1]], object)
 
 
 EXTENSION = Extension("warmup", wrap_load=lambda server, load: wrap(load))

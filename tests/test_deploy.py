@@ -785,17 +785,38 @@ def test_kubernetes_asks_what_the_server_answers():
 
 
 @pytest.fixture
-def retryable(monkeypatch):
-    """The middleware of Ray's proxies, without Ray (deploy/check_ray.py shows it on a cluster) and without its pauses."""
+def ray_serve(monkeypatch):
+    """deploy/ray_serve.py without Ray (deploy/check_ray.py shows it on a cluster)."""
     ray = types.ModuleType("ray")
     ray.serve = types.SimpleNamespace(Application=None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.delitem(sys.modules, "deploy.ray_serve", raising=False)
-    module = importlib.import_module("deploy.ray_serve")
-    monkeypatch.setattr(module, "PAUSES", (0, 0))
-    monkeypatch.setattr(module, "KEPT_BYTES", 1000)
-    yield module.Retryable
+    yield importlib.import_module("deploy.ray_serve")
     sys.modules.pop("deploy.ray_serve")
+
+
+@pytest.fixture
+def retryable(ray_serve, monkeypatch):
+    """The middleware of Ray's proxies, without its pauses."""
+    monkeypatch.setattr(ray_serve, "PAUSES", (0, 0))
+    monkeypatch.setattr(ray_serve, "KEPT_BYTES", 1000)
+    return ray_serve.Retryable
+
+
+def test_a_reload_on_ray_is_answered_for_all_replicas(ray_serve, monkeypatch):
+    server = ray_serve.ServerOfMany({"model_config_list": []})
+
+    def broadcast(method):
+        found = [(200, {}), getattr(server, method)(), (412, {"error": "one"}), OSError()]
+        return types.SimpleNamespace(results=lambda **options: found)
+
+    names = {
+        "get_replica_context": lambda: types.SimpleNamespace(deployment="d", app_name="a"),
+        "get_deployment_handle": lambda *names: types.SimpleNamespace(broadcast=broadcast),
+    }
+    monkeypatch.setattr(ray_serve, "serve", types.SimpleNamespace(**names))
+    answer = Rest(server).post("/v1/config/reload")
+    assert (answer.status_code, answer.json) == (412, {"error": "one"})
 
 
 def ending(times, seen):

@@ -389,7 +389,7 @@ def test_a_config_that_somebody_has_broken_is_put_right_as_a_whole_alone(site):
     site.path.write_text("{")
     assert site.ask("GET", "/v1/config/file").status_code == 400
     refused = site.ask("PATCH", "/v1/keys/site", {"disabled": True})
-    assert refused.status_code == 409 and "put it right first" in refused.json["error"]
+    assert refused.status_code == 409 and "correct them first" in refused.json["error"]
     response = site.ask("PUT", "/v1/config/file", site.config, **{"If-Match": "*"})
     assert response.status_code == 201 and site.read() == site.config
 

@@ -504,7 +504,7 @@ def test_deploy_tells_what_is_wrong_here(tmp_path, monkeypatch, capsys):
     assert serving.main(["--deploy", str(MODEL), "--to", "ftp://x"]) == 2
     monkeypatch.delenv("SERVING_KEY")
     assert serving.main(["--deploy", str(MODEL), "--to", nowhere]) == 2
-    assert "no SERVING_KEY" in capsys.readouterr().err
+    assert "SERVING_KEY is not set" in capsys.readouterr().err
 
 
 def test_deploy_chooses_what_to_send():
@@ -550,7 +550,7 @@ def test_names_that_sha256sum_escapes_have_no_manifest(tmp_path, name, capsys):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda folder: (folder / "saved_model.pb").write_bytes(b"x"), "saved_model.pb is another"),
+        (lambda folder: (folder / "saved_model.pb").write_bytes(b"x"), "saved_model.pb has changed"),
         (lambda folder: (folder / "saved_model.pb").unlink(), "saved_model.pb is missing"),
         (lambda folder: (folder / "more").write_text("x"), "more is not in it"),
         (lambda folder: (folder / manifest.MANIFEST).write_text("x"), "line 1: expected <sha256>"),

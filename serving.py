@@ -9832,108 +9832,87 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 # ==================================================================================================
 
 
-# Options of the command line: the names and keyword arguments for argparse's `add_argument`.
-OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (
-        ("path",),
-        {
-            "nargs": "?",
-            "metavar": "PATH",
-            "help": "a model's folder of versions, a SavedModel, a folder of several models, a "
-            ".keras or .h5 file, or a config file",
-        },
+def flag(*names: str, **told: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An option of the command line, declared with the arguments of argparse's `add_argument`."""
+    return names, told
+
+
+OPTIONS = (
+    flag(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="a model's folder of versions, a SavedModel, a folder of several models, a "
+        ".keras or .h5 file, or a config file",
     ),
-    (
-        ("--config", "--config_path", "--model_config_file"),
-        {"metavar": "FILE", "help": "the config file"},
+    flag(
+        "--config", "--config_path", "--model_config_file", metavar="FILE", help="the config file"
     ),
-    (
-        ("--model_name",),
-        {"metavar": "NAME", "help": "serve one model without a config, under this name"},
+    flag("--model_name", metavar="NAME", help="serve one model without a config, under this name"),
+    flag(
+        "--model_base_path",
+        "--model_path",
+        metavar="DIR",
+        help="its folder of versions, or a SavedModel itself",
     ),
-    (
-        ("--model_base_path", "--model_path"),
-        {"metavar": "DIR", "help": "its folder of versions, or a SavedModel itself"},
+    flag("--host", "--rest_bind_address", help="address to listen on (SERVING_HOST; %(default)s)"),
+    flag(
+        "--port",
+        "--rest_port",
+        "--rest_api_port",
+        help="port to listen on, 0 for any (SERVING_PORT; %(default)s)",
     ),
-    (
-        ("--host", "--rest_bind_address"),
-        {"help": "address to listen on (SERVING_HOST; %(default)s)"},
+    flag(
+        "--file_system_poll_wait_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between looks at the config and the version folders, 0 for never (1)",
     ),
-    (
-        ("--port", "--rest_port", "--rest_api_port"),
-        {"help": "port to listen on, 0 for any (SERVING_PORT; %(default)s)"},
+    flag(
+        "--new-key",
+        metavar="NAME",
+        help="print a new key, once, and what to write into the config for it, then exit",
     ),
-    (
-        ("--file_system_poll_wait_seconds",),
-        {
-            "type": float,
-            "metavar": "SECONDS",
-            "help": "seconds between looks at the config and the version folders, 0 for never (1)",
-        },
+    flag(
+        "--init", metavar="DIR", help="create a handler project that is ready to serve, then exit"
     ),
-    (
-        ("--new-key",),
-        {
-            "metavar": "NAME",
-            "help": "print a new key, once, and what to write into the config for it, then exit",
-        },
+    flag(
+        "--init-hub", metavar="DIR", help="the same in the layout of CellStrat's Hub API, then exit"
     ),
-    (
-        ("--init",),
-        {"metavar": "DIR", "help": "create a handler project that is ready to serve, then exit"},
+    flag(
+        "--export",
+        nargs=2,
+        metavar=("GROUP", "FOLDER"),
+        help="write the pictures of an active learning group as a COCO data set, then exit",
     ),
-    (
-        ("--init-hub",),
-        {"metavar": "DIR", "help": "the same in the layout of CellStrat's Hub API, then exit"},
+    flag(
+        "--check",
+        action="store_true",
+        help="say what the config would serve and what is wrong with it, then exit",
     ),
-    (
-        ("--export",),
-        {
-            "nargs": 2,
-            "metavar": ("GROUP", "FOLDER"),
-            "help": "write the pictures of an active learning group as a COCO data set, then exit",
-        },
+    flag(
+        "--doctor",
+        action="store_true",
+        help="check this machine, this installation and the config, and say what to do, then exit",
     ),
-    (
-        ("--check",),
-        {
-            "action": "store_true",
-            "help": "say what the config would serve and what is wrong with it, then exit",
-        },
+    flag(
+        "--completion",
+        choices=("bash", "zsh"),
+        help="print a script that completes these options in the shell, then exit",
     ),
-    (
-        ("--doctor",),
-        {
-            "action": "store_true",
-            "help": "check this machine, this installation and the config, and say what to "
-            "do, then exit",
-        },
+    flag(
+        "--manifest",
+        metavar="DIR",
+        help="add manifest.sha256 to a version folder, for each load to check its files, then exit",
     ),
-    (
-        ("--completion",),
-        {
-            "choices": ("bash", "zsh"),
-            "help": "print a script that completes these options in the shell, then exit",
-        },
+    flag(
+        "--deploy",
+        metavar="DIR",
+        help="send a model, or a handler project, to a running server that accepts "
+        "uploads, with the admin key in SERVING_KEY, then exit",
     ),
-    (
-        ("--manifest",),
-        {
-            "metavar": "DIR",
-            "help": "add manifest.sha256 to a version folder, for each load to check its files, "
-            "then exit",
-        },
-    ),
-    (
-        ("--deploy",),
-        {
-            "metavar": "DIR",
-            "help": "send a model, or a handler project, to a running server that accepts "
-            "uploads, with the admin key in SERVING_KEY, then exit",
-        },
-    ),
-    (("--to",), {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"}),
-    (("--version",), {"action": "version", "version": f"serving {__version__}"}),
+    flag("--to", metavar="URL", help="--deploy: where that server is mounted (%(default)s)"),
+    flag("--version", action="version", version=f"serving {__version__}"),
 )
 
 

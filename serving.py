@@ -511,37 +511,29 @@ else:
     routines = sibling("routines") or Missing("routines.py")
 
 
-class Home(typing.NamedTuple):
-    """An extension's file, and the config sections and commands that need it."""
-
-    file: str
-    sections: Sequence[str] = ()  # of a config
-    commands: Sequence[str] = ()
-
-    def tell(self) -> str:
-        return f"this needs serving_extensions/{self.file} beside serving.py"
-
-
-# Names the missing file to somebody who has copied only some. A test compares this list with what
-# the files declare.
-HOMES = (
-    Home("pipelines.py", sections=["pipeline_config_list"]),
-    Home("handlers.py", sections=["handlers"]),
-    Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"]),
-    Home("metrics.py", sections=["server.history"]),
-    Home("admin.py", sections=["admin"]),
-    Home("manifest.py", commands=["manifest"]),
-    Home("deploying.py", commands=["deploy"]),
-    Home("commands.py", commands=["export", "init", "init-hub"]),
-    Home("completion.py", commands=["completion"]),
-    Home("doctor.py", commands=["doctor"]),
-)
+# The file in serving_extensions/ for each section and command, to name the missing one to somebody
+# who has copied only some. A test compares these with what the files declare.
+SECTION_FILES = {
+    "pipeline_config_list": "pipelines.py",
+    "handlers": "handlers.py",
+    "deployments[].active_learning": "active_learning.py",
+    "auth.keys[].quota": "quotas.py",
+    "server.history": "metrics.py",
+    "admin": "admin.py",
+}
+COMMAND_FILES = {
+    "manifest": "manifest.py",
+    "deploy": "deploying.py",
+    "export": "commands.py",
+    "init": "commands.py",
+    "init-hub": "commands.py",
+    "completion": "completion.py",
+    "doctor": "doctor.py",
+}
 
 
-def tell_missing(kind: str, name: str) -> str:
-    """Say which file is missing for `name`, one of the `sections` or `commands` (`kind`)."""
-    return next(home.tell() for home in HOMES if name in getattr(home, kind))
+def tell_missing(file: str) -> str:
+    return f"this needs serving_extensions/{file} beside serving.py"
 
 
 # ==================================================================================================
@@ -3314,8 +3306,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     frees the memory. Raises LoadError with the reason.
     """
     if file := find_model_file(request.folder):
-        needs = "serving_extensions/keras_files.py beside serving.py"
-        raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
+        raise LoadError(f"'{file.name}' is no SavedModel: {tell_missing('keras_files.py')}")
     if not is_saved_model(request.folder):
         there = f"<base_path>/{request.folder.name}/{{saved_model.pbtxt|saved_model.pb}}"
         hint = explain_folder(request.folder)
@@ -7281,7 +7272,7 @@ class ModelServer:
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
             )
             if made is None:
-                raise NotFound(tell_missing("sections", "handlers").capitalize())
+                raise NotFound(tell_missing("handlers.py").capitalize())
             self.endpoints[path] = made
             self.manager.prepare_again()
             return function
@@ -7862,10 +7853,9 @@ def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
-    for home in HOMES:
-        for section in set(home.sections) - read:
-            for path in find_given(config, section.split(".")):
-                raise ConfigError(path, home.tell())
+    for section, file in SECTION_FILES.items():
+        for path in find_given(config, section.split(".")) if section not in read else ():
+            raise ConfigError(path, tell_missing(file))
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
@@ -10346,13 +10336,13 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def missing_command(name: str, source: Any, value: Any) -> int:
-    raise NotFound(tell_missing("commands", name).capitalize())
+    raise NotFound(tell_missing(COMMAND_FILES[name]).capitalize())
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """The commands of the command line by option name: command(source, value) -> exit status."""
     known: dict[str, Callable[[Any, Any], int]] = {
-        name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
+        name: functools.partial(missing_command, name) for name in COMMAND_FILES
     }
     known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:

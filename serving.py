@@ -782,6 +782,12 @@ class ModelConfig:
         fields = [f.name for f in dataclasses.fields(self) if f.metadata["loads"]]
         return tuple(getattr(self, name) for name in fields)
 
+    def resolve(self, folder: Path) -> "ModelConfig":
+        """Return a copy with an absolute base_path, which starts at `folder`."""
+        if self.problem.startswith("base_path"):
+            return self
+        return dataclasses.replace(self, base_path=beside(folder, self.base_path))
+
 
 @dataclass(frozen=True)
 class ModelItem:
@@ -1466,6 +1472,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
     store = config.auth.quota_store or f"{stem}.quotas.sqlite3"
     return dataclasses.replace(
         config,
+        model_config_list=tuple(ModelItem(model.resolve(folder)) for model in config.models),
         deployments=tuple(map(resolved, config.deployments)),
         handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
@@ -1844,13 +1851,6 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
-    """A model with its base_path made absolute."""
-    if model.problem.startswith("base_path"):
-        return model
-    return dataclasses.replace(model, base_path=beside(folder, model.base_path))
-
-
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
     """The `Config` class with the extensions' sections added as fields, None if not given."""
     sections = [
@@ -1887,10 +1887,7 @@ def load_config(
         folder, stem = Path(source).absolute().parent, Path(source).stem
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
-    config = parse(kind, value)
-    items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
-    config = dataclasses.replace(config, model_config_list=items)
-    return resolve_paths(config, folder, stem)
+    return resolve_paths(parse(kind, value), folder, stem)
 
 
 # ==================================================================================================

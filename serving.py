@@ -1508,13 +1508,9 @@ JSON_TYPES = {
 def json_kind(value: Any) -> str:
     """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
     name = JSON_TYPES.get(type(value), type(value).__name__)
-    return (
-        name
-        if isinstance(value, (dict, list, type(None)))
-        else f"{name} {str(value)[:60]!r}"
-        if name == "string"
-        else f"{name} {value}"
-    )
+    if value is None or isinstance(value, dict | list):
+        return name
+    return f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
 
 
 def what_came(value: Any, path: str, kind: Any) -> str:
@@ -1644,8 +1640,8 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
     fields, kinds = {f.name: f for f in dataclasses.fields(kind)}, field_types(kind)
     unknown = itertools.islice((key for key in value if key not in fields), MOST_OTHERS + 1)
-    meant = {key: similar_key(str(key)[:60], fields) for key in unknown}
-    wrong = [unknown_key(str(key), name, fields, path) for key, name in meant.items()]
+    meant = {str(key): similar_key(str(key)[:60], fields) for key in unknown}
+    wrong = [unknown_key(key, fields, path) for key in meant]
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
         for name, f in fields.items()
@@ -1676,13 +1672,13 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Suggest the known name that is closest to `name`, else list them all."""
     close = similar_key(name, known)
-    return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
+    all_known = ", ".join(known) or "nothing"
+    return f"did you mean '{close}'?" if close else f"expected one of: {all_known}"
 
 
-def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
-    """The error for an unknown key: it suggests the name `meant`, or lists all `fields`."""
-    expected = f"expected one of: {', '.join(fields) or 'nothing'}"
-    hint = f"did you mean '{meant}'?" if meant else expected
+def unknown_key(key: str, fields: Iterable[str], path: str) -> ConfigError:
+    """The error for an unknown key: it suggests one of `fields`, or lists them all."""
+    hint = suggest(key[:60], fields)
     hidden = is_secret(path)  # the key may be a password in the place of a field's name
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 

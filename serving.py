@@ -4450,18 +4450,17 @@ def prepare_calls(
     plans = plan_calls(session.graph, signatures, refused)
     graph = session.graph.as_graph_def()
     twins = find_twins(graph, {signature: signatures[signature] for signature in plans})
-    plans = {
-        signature: know_operations(graph, plan)
-        for signature, plan in plans.items()
-        if signature not in twins
-    }
-    plans = {
-        signature: plan
-        for signature, plan in plans.items()
-        if is_rank_known(signatures[signature], plan, signature, refused)
-        and is_python_here(graph, plan, signature, refused, name)
-    }
-    calls = make_calls(session, plans, refused)
+    sound = {}
+    for signature, planned in plans.items():
+        if signature in twins:
+            continue
+        plan = know_operations(graph, planned)
+        label = f"{name}: signature {signature}"
+        if problem := lacks_rank(signatures[signature], plan) or lacks_python(graph, plan, label):
+            refused[signature] = problem
+        else:
+            sound[signature] = plan
+    calls = make_calls(session, sound, refused)
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
     report_refused(name, calls, refused)
     calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
@@ -4516,50 +4515,43 @@ OF_ONE_RANK = {
 }
 
 
-def is_rank_known(
-    signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
-) -> bool:
-    """Whether requests of a wrong rank can be refused, if they would crash the process.
-
-    If not, the signature's name -> why in `refused`.
+def lacks_rank(signature: Signature, plan: SignatureCall) -> str:
+    """Why requests of a wrong rank, which would crash the process, cannot be refused; "" if they
+    can be.
     """
     fixed = sorted(OF_ONE_RANK & plan.operations)
     for spec in signature.inputs.values():
         if fixed and spec.shape is None and spec.dtype != "DT_STRING":
-            refused[name] = (
+            return (
                 f"input '{spec.name}' has no fixed rank, but its operation {fixed[0]} needs one: "
                 "export the model with the input's shape"
             )
-            return False
-    return True
+    return ""
 
 
 PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
-def is_python_here(
-    graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
-) -> bool:
-    """Whether this process has the Python functions that a signature calls.
-
-    If not, the signature's name -> why in `refused`. The process that saved the model has them.
+def lacks_python(graph: Any, plan: SignatureCall, label: str) -> str:
+    """Why a signature cannot be called whose Python functions this process does not have; "" if it
+    can be. The process that saved the model has them.
     """
     if not PYTHON_CALLS & plan.operations:
-        return True
+        return ""
     nodes = [node for node in used_nodes(graph, plan.fetches) if node.op in PYTHON_CALLS]
     tokens = sorted({node.attr["token"].s.decode() for node in nodes})
     if lost := [token for token in tokens if not is_registered(token)]:
-        refused[name] = (
+        return (
             f"it calls a Python function ({lost[0]}), which no SavedModel can contain: "
             "export it without tf.py_function and tf.numpy_function"
         )
-        return False
     logger.warning(
-        "%s: signature %s calls Python functions by name (%s). This process has these names, but "
+        "%s calls Python functions by name (%s). This process has these names, but "
         "they are the right functions only if it saved the model itself",
-        *(label, name, ", ".join(tokens)),
+        label,
+        ", ".join(tokens),
     )
-    return True
+    return ""
 
 
 def is_registered(token: str) -> bool:

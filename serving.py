@@ -5302,7 +5302,6 @@ class ModelManager:
     `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
     # The process in which a manager was started last: TensorFlow does not survive a fork of it.
     _begun_in: int | None = None
 

@@ -7493,13 +7493,6 @@ class ModelServer:
         _, seen = examine(wanted, self.manager.list_versions)
         return 200, plan | {"problems": list(dict.fromkeys(map(hide_paths, seen)))}
 
-    def plan_text(self, text: bytes) -> dict[str, Any]:
-        """Tell what a reload would change if the config file were to hold `text`.
-
-        Raises ConfigError, as the reload would.
-        """
-        return plan_changes(self.manager, self.read_aside(text).config, True)
-
     def read_aside(self, text: bytes) -> "ModelServer":
         """A server of what the config file might hold, made ready and never started."""
         return ModelServer(self.manager.path or Path(), self.extensions, text)

@@ -6852,7 +6852,8 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
-        allow_drawing(views, form, allowance)
+        if form in ("png", "jpeg"):  # for each picture a canvas, its copy, a transparent overlay
+            allowance.take(3 * sum(view.drawn.nbytes for view in views))
         origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             server,
@@ -6886,12 +6887,6 @@ def ask_version(
     asked = dataclasses.replace(deployment, **which)
     server.start().manager.find(asked.model, asked.version, asked.version_label)
     return asked
-
-
-def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
-    """Count the memory of drawing: per picture a canvas, its copy and a transparent overlay."""
-    if form in ("png", "jpeg"):
-        allowance.take(3 * sum(view.drawn.nbytes for view in views))
 
 
 @image_errors()

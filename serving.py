@@ -5085,6 +5085,9 @@ class Available:
     labels: Mapping[str, int]
 
 
+NOTHING_AVAILABLE = Available({}, {})
+
+
 @dataclass
 class Outcome:
     """What one pass of the loader did; each message of `errors` begins with its JSON path."""
@@ -5390,8 +5393,7 @@ class ModelManager:
         """The version and servable that `lease` would yield, without a lease."""
         if model not in self.available and model in self._tried:
             self.await_load(model, trace)
-        available = self.available.get(model)
-        versions = available.versions if available else {}
+        versions = self.available.get(model, NOTHING_AVAILABLE).versions
         if not versions and self._ending.is_set():
             raise ServingError("The server is stopping", "UNAVAILABLE")
         if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
@@ -5427,7 +5429,7 @@ class ModelManager:
 
     def label_version(self, model: str, label: str) -> int:
         """The version that a label names; raises BadRequest for an unknown one."""
-        labels = self.available[model].labels if model in self.available else {}
+        labels = self.available.get(model, NOTHING_AVAILABLE).labels
         if label not in labels:
             raise BadRequest(f"Unrecognized servable version label: {label}")
         return labels[label]
@@ -5731,7 +5733,7 @@ class ModelManager:
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._absent.pop(name, None)
-            self._publish(name, {}, {}, set(), outcome)
+            self._publish(name, NOTHING_AVAILABLE, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
             outcome.errors += map(LoadError, self.deployment_problems().values())
@@ -5798,7 +5800,7 @@ class ModelManager:
         for label, number in model.version_labels.items():
             if label not in labels:
                 visit.fail(f".version_labels.{label}", f"version {number} is not available")
-        self._publish(model.name, serving, labels, broken, visit.outcome)
+        self._publish(model.name, Available(serving, labels), broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
         """Load those of `folders` that are new or changed, all at once, and report what failed.
@@ -5947,7 +5949,7 @@ class ModelManager:
         others = states.keys() - loaded.keys()
         broken = {version for version in others if states[version].failed_at is not None}
         if serving != loaded:
-            self._publish(name, serving, labels, broken, visit.outcome)
+            self._publish(name, Available(serving, labels), broken, visit.outcome)
         return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
@@ -5956,25 +5958,17 @@ class ModelManager:
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
 
-    def _publish(
-        self,
-        name: str,
-        serving: dict[int, Servable],
-        labels: dict[str, int],
-        broken: set[int],
-        outcome: Outcome,
-    ) -> None:
+    def _publish(self, name: str, new: Available, broken: set[int], outcome: Outcome) -> None:
         """Show the new versions to readers in one assignment, then retire all others.
 
         Versions in `broken` keep their state and their error.
         """
-        available = Available(serving, labels)
-        if self.available.get(name, Available({}, {})) != available:
+        if self.available.get(name, NOTHING_AVAILABLE) != new:
             others = {key: value for key, value in self.available.items() if key != name}
-            self.available = others | {name: available} if serving else others
+            self.available = others | {name: new} if new.versions else others
             outcome.changed = True
         for version, state in self._states[name].items():
-            if version in serving or version in broken:
+            if version in new.versions or version in broken:
                 continue
             if state.servable:
                 state.state = "UNLOADING"
@@ -6003,7 +5997,7 @@ class ModelManager:
         """The loader's last job: withdraw every model, and free those that are idle."""
         self._ended = True
         for name in list(self._states):
-            self._publish(name, {}, {}, set(), Outcome())
+            self._publish(name, NOTHING_AVAILABLE, set(), Outcome())
         self._drain(drain)
 
 

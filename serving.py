@@ -794,14 +794,17 @@ class ModelItem:
     config: ModelConfig = option(doc="one model")
 
 
-def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
-    """Raise ValueError for a name that stands twice in a list of the config."""
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ValueError(
-                f"{where}[{index}].{field_name}: '{name}' is already taken by "
-                f"{where}[{names.index(name)}]"
-            )
+def refuse_repeated(
+    where: str, field_name: str, values: Sequence[str], hidden: bool = False
+) -> None:
+    """Raise ValueError for a value that stands twice in a list of the config; the error hides a
+    value that may be a key.
+    """
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            shown = "it" if hidden else f"'{value}'"
+            taken = f"is already taken by {where}[{values.index(value)}]"
+            raise ValueError(f"{where}[{index}].{field_name}: {shown} {taken}")
 
 
 @dataclass(frozen=True)
@@ -1033,13 +1036,8 @@ class Auth:
     )
 
     def __post_init__(self) -> None:
-        names = [key.name for key in self.keys]
-        digests = [key.sha256.lower() for key in self.keys]
-        for kind, values in (("name", names), ("sha256", digests)):
-            for index, value in enumerate(values):
-                if value in values[:index]:  # the error hides the value: it may be the key itself
-                    taken = values.index(value)
-                    raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
+        refuse_repeated("keys", "name", [key.name for key in self.keys], hidden=True)
+        refuse_repeated("keys", "sha256", [key.sha256.lower() for key in self.keys], hidden=True)
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 
@@ -3806,9 +3804,7 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
         reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
     ).nodes
     saved = graph.object_graph_def
-    if [sorted_children(node) for node in stored] != [
-        sorted_children(node) for node in saved.nodes
-    ]:
+    if list(map(sorted_children, stored)) != list(map(sorted_children, saved.nodes)):
         return None
     keys = bound_keys(used, saved, stored)
     handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}

@@ -7021,28 +7021,23 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
-    def visit(value: Any, change: Change) -> Any:
-        if key == "instances":
-            return [visit_named(row, change) for row in value]
-        return visit_named(value, change)
-
-    def visit_named(item: Any, change: Change) -> Any:
-        if isinstance(item, dict) and not is_base64(item):
+    def visit(row: Any, change: Change) -> Any:
+        if isinstance(row, dict) and not is_base64(row):
             return {
                 name: visit_all(part, specs[name], change) if name in specs else part
-                for name, part in item.items()
+                for name, part in row.items()
             }
-        return visit_all(item, next(iter(specs.values())), change)
+        return visit_all(row, next(iter(specs.values())), change)
 
+    def decode(leaf: Any, spec: Any) -> Any:
+        dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8))
+        return fit_pixels(leaf, found[spec.name], dtype, limits)
+
+    rows = value if key == "instances" else [value]
     # Check the headers of all pictures before decoding the first.
-    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(
-        opened,
-        lambda leaf, spec: fit_pixels(
-            leaf, found[spec.name], NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8)), limits
-        ),
-    )
-    return pixels if key == "instances" else as_batch(pixels, specs)
+    opened = [visit(row, lambda leaf, spec: open_picture(leaf, limits)) for row in rows]
+    pixels = [visit(row, decode) for row in opened]
+    return pixels if key == "instances" else as_batch(pixels[0], specs)
 
 
 def picture_input(spec: Any) -> Any:

@@ -6817,6 +6817,7 @@ def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
         raise BadRequest(f"routines: {error}") from None
 
 
+@image_errors()
 def answer_pictures(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
@@ -6879,7 +6880,6 @@ def ask_version(
     return asked
 
 
-@image_errors()
 def present_all(
     seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
 ) -> list[Any]:
@@ -6942,7 +6942,6 @@ def lease(
         yield leased
 
 
-@image_errors()
 def annotate(
     server: "ModelServer",
     ready: ReadyDeployment,

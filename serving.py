@@ -560,11 +560,9 @@ def option(
         "pattern": pattern,
         "loads": loads,
     }
-    return (
-        field(default_factory=dict, metadata=metadata)
-        if default == {}
-        else field(default=default, metadata=metadata)
-    )
+    if default == {}:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
@@ -1187,16 +1185,10 @@ class Node:
 
     def __post_init__(self) -> None:
         refuse_many_keys("inputs", self.inputs)
-        if (
-            self.type == "custom"
-            and self.library_name
-            and self.function is None
-            and self.model_name is None
-        ):
+        is_custom = self.type == "custom"
+        if is_custom and self.library_name and self.function is None and self.model_name is None:
             return  # OpenVINO's C++ node: its pipeline is refused later, the config stays valid
-        wanted, other = (
-            ("function", "model_name") if self.type == "custom" else ("model_name", "function")
-        )
+        wanted, other = ("function", "model_name") if is_custom else ("model_name", "function")
         if getattr(self, wanted) is None or getattr(self, other) is not None or self.library_name:
             raise ValueError(
                 f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or "
@@ -2214,11 +2206,9 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     Raises BadRequest with TensorFlow Serving's text; ServingError UNIMPLEMENTED for a dtype that
     JSON cannot spell.
     """
-    array = (
-        quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
-        if isinstance(value, list | np.ndarray)
-        else None
-    )
+    array = None
+    if isinstance(value, list | np.ndarray):
+        array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
     if array is None:
         made = plain_value(value)
         if made is not value:
@@ -2466,9 +2456,8 @@ def encode_string(value: bytes) -> bytes:
     """Write bytes as a JSON string: only quotes, backslashes and control characters are escaped,
     so that bytes which are not UTF-8 are kept.
     """
-    return (
-        b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
-    )
+    escaped = re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value)
+    return b'"' + escaped + b'"'
 
 
 def encode_floats(array: np.ndarray) -> bytes:
@@ -3846,11 +3835,9 @@ def has_more_to_restore(graph: Any, used: Any) -> bool:
     """Whether a SavedModel has assets, something to run when it is loaded,
     or tables and the like.
     """
-    starts = (
-        [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
-        if INIT_SIGNATURE in graph.signature_def
-        else []
-    )
+    starts = []
+    if INIT_SIGNATURE in graph.signature_def:
+        starts += [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
     starts += [
         name
         for key in INIT_COLLECTIONS & graph.collection_def.keys()
@@ -5348,11 +5335,9 @@ class ModelManager:
     @property
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
-        return (
-            str(self.path)
-            if self.path
-            else ", ".join(model.name for model in self.config.models) or "no models"
-        )
+        if self.path:
+            return str(self.path)
+        return ", ".join(model.name for model in self.config.models) or "no models"
 
     def prepare_again(self) -> None:
         """Build `prepared` again, after an endpoint was registered from Python."""

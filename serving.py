@@ -4571,15 +4571,12 @@ def report_refused(
 ) -> None:
     """Log the signatures of a model that cannot be called; LoadError if none can be."""
     told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
-    if told and not calls and NO_INPUTS not in told.values():
-        raise LoadError(
-            "; ".join(
-                f"signature {name} cannot be called: {reason}" for name, reason in told.items()
-            )
-        )
-    for name, reason in told.items():
-        logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
-    if not calls and not told:
+    texts = [f"signature {name} cannot be called: {reason}" for name, reason in told.items()]
+    if texts and not calls and NO_INPUTS not in told.values():
+        raise LoadError("; ".join(texts))
+    for text in texts:
+        logger.warning("%s: %s", label, text)
+    if not calls and not texts:
         logger.warning("%s has no signature and cannot be called: export it with signatures", label)
 
 
@@ -5417,15 +5414,14 @@ class ModelManager:
 
     def states(self) -> dict[str, dict[int, VersionState]]:
         """The state of every version of every model ever configured, by model and version."""
+        # why a model without known versions is refused is told as its version 0
+        refused = {
+            name: {0: VersionState("LOADING", why)} for name, why in self._refused.copy().items()
+        }
         return {
-            model: dict(versions) or self._refusal(model)
+            model: dict(versions) or refused.get(model, {})
             for model, versions in sorted(self._states.copy().items())
         }
-
-    def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Why a model without known versions is refused, reported as its version 0."""
-        reason = self._refused.get(model)
-        return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
         """Configured models and pipelines that are not available, and deployments that cannot
@@ -5908,17 +5904,10 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        calls = "; ".join(
-            f"{name}: {call}" for name, call in state.servable.describe_calls().items()
-        )
-        log_safely(
-            logging.INFO,
-            "%s version %d is available on %s (%s)",
-            model.name,
-            version,
-            state.servable.device or "demand",
-            calls or "-",
-        )
+        described, device = state.servable.describe_calls(), state.servable.device or "demand"
+        calls = "; ".join(f"{name}: {call}" for name, call in described.items()) or "-"
+        text = "%s version %d is available on %s (%s)"
+        log_safely(logging.INFO, text, model.name, version, device, calls)
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
         """Withdraw from readers all versions but `staying`, and return them."""

@@ -6527,12 +6527,6 @@ class KeyRing:
 MOST_ROUTINES = 64  # in one chain
 
 
-def default_of(option: Any) -> Any:
-    """The default value of a config's dataclass field."""
-    factory = option.default_factory
-    return option.default if factory is dataclasses.MISSING else factory()
-
-
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
@@ -6586,10 +6580,7 @@ class ReadyDeployment:
 
     def speaks_of_pictures(self) -> bool:
         said = ("id", "model", "version", "version_label")
-        return any(
-            field.name not in said and getattr(self.config, field.name) != default_of(field)
-            for field in dataclasses.fields(self.config)
-        )
+        return self.config != Deployment(**{name: getattr(self.config, name) for name in said})
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
         """The deployment's labels; without a label map of its own, those in the model's folder.
@@ -7737,7 +7728,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     }
     of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
-    ring = KeyRing(keys, of.get("quotas") or no_limit)
+    ring = KeyRing(keys, of.get("quotas") or nothing)  # without it, no key has a quota
     server.drop("routines", [("routines", name) for name in config.routine_modules])
     return Prepared(ring, deployments, kinds, families, of)
 
@@ -7772,10 +7763,6 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
     if known is None or known[0] != text:
         known = server.kept[key] = text, routines.import_module(name, Path())
     return known[1]
-
-
-def no_limit(name: str, calls: int, period: str) -> None:
-    """Count no call: no key of the config has a quota."""
 
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:

@@ -3819,16 +3819,12 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
         bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
         inputs = [name for name in node.input if not name.startswith("^")]
         for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
-            key = checkpoint_key_of(stored[number])
+            attributes = stored[number].attributes
+            own = (one.checkpoint_key for one in attributes if one.name == "VARIABLE_VALUE")
+            key = next(own, "")  # empty if it is not a variable
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     return keys
-
-
-def checkpoint_key_of(node: Any) -> str:
-    """The checkpoint's key of an object; empty if it is not a variable."""
-    keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
-    return keys[0] if keys else ""
 
 
 def has_more_to_restore(graph: Any, used: Any) -> bool:
@@ -5336,10 +5332,6 @@ class ModelManager:
             return str(self.path)
         return ", ".join(model.name for model in self.config.models) or "no models"
 
-    def prepare_again(self) -> None:
-        """Build `prepared` again, after an endpoint was registered from Python."""
-        self.prepared = self._prepare(self.config)
-
     # --- readers --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -6574,13 +6566,11 @@ class ReadyDeployment:
         """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
         deployment sets no picture options: it may exist only for /model-serving.
         """
-        if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
+        said = ("id", "model", "version", "version_label")
+        plain = Deployment(**{name: getattr(self.config, name) for name in said})
+        if isinstance(error, routines.NoPicture) and self.config == plain:
             return ""
         return f"{self.path}: model '{self.config.model}': {error}"
-
-    def speaks_of_pictures(self) -> bool:
-        said = ("id", "model", "version", "version_label")
-        return self.config != Deployment(**{name: getattr(self.config, name) for name in said})
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
         """The deployment's labels; without a label map of its own, those in the model's folder.
@@ -6711,11 +6701,8 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
     """A routine's arguments by name. A request may give them under `arguments` or `kwargs`, beside
     `name`, or as a list `args` in the order of the routine's fields.
     """
-    given: dict[str, Any] = {
-        key: value
-        for key, value in item.items()
-        if key not in ("name", "arguments", "kwargs", "args")
-    }
+    others = ("name", "arguments", "kwargs", "args")
+    given: dict[str, Any] = {key: item[key] for key in item if key not in others}
     for key in ("kwargs", "arguments"):
         value = {} if item.get(key) is None else item[key]
         if not isinstance(value, dict):
@@ -7202,7 +7189,7 @@ class ModelServer:
             if made is None:
                 raise NotFound(tell_missing("handlers.py").capitalize())
             self.endpoints[path] = made
-            self.manager.prepare_again()
+            self.manager.prepared = prepare(self, self.config)
             return function
 
         return register

@@ -3580,18 +3580,13 @@ def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
             return graph
-    raise LoadError(explain_tags([list(graph.meta_info_def.tags) for graph in graphs], tags))
-
-
-def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
-    """Say which graphs a SavedModel has, and what to write into the config to load one of them."""
-    if not there:
-        return "the SavedModel has no graphs: it is empty or only half copied"
-    sets = [json.dumps(sorted(these)) for these in there]
-    return (
+    if not graphs:
+        raise LoadError("the SavedModel has no graphs: it is empty or only half copied")
+    there = [json.dumps(sorted(graph.meta_info_def.tags)) for graph in graphs]
+    raise LoadError(
         f"no graph of the SavedModel has just the tags {json.dumps(list(tags))}: "
-        f"it has {', '.join(sets)}; "
-        f'write "tags": {sets[0]} into the model\'s config'
+        f"it has {', '.join(there)}; "
+        f'write "tags": {there[0]} into the model\'s config'
     )
 
 

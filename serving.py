@@ -6792,7 +6792,6 @@ def answer_pictures(
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
         if form in ("png", "jpeg"):  # for each picture a canvas, its copy, a transparent overlay
             allowance.take(3 * sum(view.drawn.nbytes for view in views))
-        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
         seen = annotate(
             server,
             ready,
@@ -6802,7 +6801,7 @@ def answer_pictures(
             own,
             allowance,
             trace,
-            origin,
+            origin={"deployment": ready.config.id, "model": ready.config.model, "version": version},
         )
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]

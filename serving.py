@@ -511,37 +511,29 @@ else:
     routines = sibling("routines") or Missing("routines.py")
 
 
-class Home(typing.NamedTuple):
-    """An extension's file, and the config sections and commands that need it."""
-
-    file: str
-    sections: Sequence[str] = ()  # of a config
-    commands: Sequence[str] = ()
-
-    def tell(self) -> str:
-        return f"this needs serving_extensions/{self.file} beside serving.py"
-
-
-# Names the missing file to somebody who has copied only some. A test compares this list with what
-# the files declare.
-HOMES = (
-    Home("pipelines.py", sections=["pipeline_config_list"]),
-    Home("handlers.py", sections=["handlers"]),
-    Home("active_learning.py", sections=["deployments[].active_learning"]),
-    Home("quotas.py", sections=["auth.keys[].quota"]),
-    Home("metrics.py", sections=["server.history"]),
-    Home("admin.py", sections=["admin"]),
-    Home("manifest.py", commands=["manifest"]),
-    Home("deploying.py", commands=["deploy"]),
-    Home("commands.py", commands=["export", "init", "init-hub"]),
-    Home("completion.py", commands=["completion"]),
-    Home("doctor.py", commands=["doctor"]),
-)
+# The file in serving_extensions/ for each section and command, to name the missing one to somebody
+# who has copied only some. A test compares these with what the files declare.
+SECTION_FILES = {
+    "pipeline_config_list": "pipelines.py",
+    "handlers": "handlers.py",
+    "deployments[].active_learning": "active_learning.py",
+    "auth.keys[].quota": "quotas.py",
+    "server.history": "metrics.py",
+    "admin": "admin.py",
+}
+COMMAND_FILES = {
+    "manifest": "manifest.py",
+    "deploy": "deploying.py",
+    "export": "commands.py",
+    "init": "commands.py",
+    "init-hub": "commands.py",
+    "completion": "completion.py",
+    "doctor": "doctor.py",
+}
 
 
-def tell_missing(kind: str, name: str) -> str:
-    """Say which file is missing for `name`, one of the `sections` or `commands` (`kind`)."""
-    return next(home.tell() for home in HOMES if name in getattr(home, kind))
+def tell_missing(file: str) -> str:
+    return f"this needs serving_extensions/{file} beside serving.py"
 
 
 # ==================================================================================================
@@ -568,11 +560,9 @@ def option(
         "pattern": pattern,
         "loads": loads,
     }
-    return (
-        field(default_factory=dict, metadata=metadata)
-        if default == {}
-        else field(default=default, metadata=metadata)
-    )
+    if default == {}:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
@@ -790,20 +780,29 @@ class ModelConfig:
         fields = [f.name for f in dataclasses.fields(self) if f.metadata["loads"]]
         return tuple(getattr(self, name) for name in fields)
 
+    def resolve(self, folder: Path) -> "ModelConfig":
+        """Return a copy with an absolute base_path, which starts at `folder`."""
+        if self.problem.startswith("base_path"):
+            return self
+        return dataclasses.replace(self, base_path=beside(folder, self.base_path))
+
 
 @dataclass(frozen=True)
 class ModelItem:
     config: ModelConfig = option(doc="one model")
 
 
-def refuse_repeated(where: str, field_name: str, names: Sequence[str]) -> None:
-    """Raise ValueError for a name that stands twice in a list of the config."""
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ValueError(
-                f"{where}[{index}].{field_name}: '{name}' is already taken by "
-                f"{where}[{names.index(name)}]"
-            )
+def refuse_repeated(
+    where: str, field_name: str, values: Sequence[str], hidden: bool = False
+) -> None:
+    """Raise ValueError for a value that stands twice in a list of the config; the error hides a
+    value that may be a key.
+    """
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            shown = "it" if hidden else f"'{value}'"
+            taken = f"is already taken by {where}[{values.index(value)}]"
+            raise ValueError(f"{where}[{index}].{field_name}: {shown} {taken}")
 
 
 @dataclass(frozen=True)
@@ -1035,13 +1034,8 @@ class Auth:
     )
 
     def __post_init__(self) -> None:
-        names = [key.name for key in self.keys]
-        digests = [key.sha256.lower() for key in self.keys]
-        for kind, values in (("name", names), ("sha256", digests)):
-            for index, value in enumerate(values):
-                if value in values[:index]:  # the error hides the value: it may be the key itself
-                    taken = values.index(value)
-                    raise ValueError(f"keys[{index}].{kind}: it is already taken by keys[{taken}]")
+        refuse_repeated("keys", "name", [key.name for key in self.keys], hidden=True)
+        refuse_repeated("keys", "sha256", [key.sha256.lower() for key in self.keys], hidden=True)
         if "://" in (store := self.quota_store or ""):
             check_redis(store)
 
@@ -1191,16 +1185,10 @@ class Node:
 
     def __post_init__(self) -> None:
         refuse_many_keys("inputs", self.inputs)
-        if (
-            self.type == "custom"
-            and self.library_name
-            and self.function is None
-            and self.model_name is None
-        ):
+        is_custom = self.type == "custom"
+        if is_custom and self.library_name and self.function is None and self.model_name is None:
             return  # OpenVINO's C++ node: its pipeline is refused later, the config stays valid
-        wanted, other = (
-            ("function", "model_name") if self.type == "custom" else ("model_name", "function")
-        )
+        wanted, other = ("function", "model_name") if is_custom else ("model_name", "function")
         if getattr(self, wanted) is None or getattr(self, other) is not None or self.library_name:
             raise ValueError(
                 f"a node of type '{self.type}' needs '{wanted}' and has no '{other}' or "
@@ -1474,6 +1462,7 @@ def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
     store = config.auth.quota_store or f"{stem}.quotas.sqlite3"
     return dataclasses.replace(
         config,
+        model_config_list=tuple(ModelItem(model.resolve(folder)) for model in config.models),
         deployments=tuple(map(resolved, config.deployments)),
         handlers=tuple(handler.resolve(folder) for handler in config.handlers),
         routine_modules=tuple(
@@ -1509,13 +1498,9 @@ JSON_TYPES = {
 def json_kind(value: Any) -> str:
     """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
     name = JSON_TYPES.get(type(value), type(value).__name__)
-    return (
-        name
-        if isinstance(value, (dict, list, type(None)))
-        else f"{name} {str(value)[:60]!r}"
-        if name == "string"
-        else f"{name} {value}"
-    )
+    if value is None or isinstance(value, dict | list):
+        return name
+    return f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
 
 
 def what_came(value: Any, path: str, kind: Any) -> str:
@@ -1645,8 +1630,8 @@ def parse_fields(kind: Any, value: dict[str, Any], path: str) -> Any:
     """Read a JSON object as the dataclass `kind`; unknown keys fail with a suggestion."""
     fields, kinds = {f.name: f for f in dataclasses.fields(kind)}, field_types(kind)
     unknown = itertools.islice((key for key in value if key not in fields), MOST_OTHERS + 1)
-    meant = {key: similar_key(str(key)[:60], fields) for key in unknown}
-    wrong = [unknown_key(str(key), name, fields, path) for key, name in meant.items()]
+    meant = {str(key): similar_key(str(key)[:60], fields) for key in unknown}
+    wrong = [unknown_key(key, fields, path) for key in meant]
     wrong += [
         ConfigError(path, f"missing key '{name}': {f.metadata['doc']}")
         for name, f in fields.items()
@@ -1677,13 +1662,13 @@ def similar_key(key: str, fields: Iterable[str]) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Suggest the known name that is closest to `name`, else list them all."""
     close = similar_key(name, known)
-    return f"did you mean '{close}'?" if close else f"expected one of: {', '.join(known)}"
+    all_known = ", ".join(known) or "nothing"
+    return f"did you mean '{close}'?" if close else f"expected one of: {all_known}"
 
 
-def unknown_key(key: str, meant: str, fields: Iterable[str], path: str) -> ConfigError:
-    """The error for an unknown key: it suggests the name `meant`, or lists all `fields`."""
-    expected = f"expected one of: {', '.join(fields) or 'nothing'}"
-    hint = f"did you mean '{meant}'?" if meant else expected
+def unknown_key(key: str, fields: Iterable[str], path: str) -> ConfigError:
+    """The error for an unknown key: it suggests one of `fields`, or lists them all."""
+    hint = suggest(key[:60], fields)
     hidden = is_secret(path)  # the key may be a password in the place of a field's name
     return ConfigError(path if hidden else f"{path}.{key}"[:200], f"unknown key; {hint}")
 
@@ -1852,13 +1837,6 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def resolve_base_path(model: ModelConfig, folder: Path) -> ModelConfig:
-    """A model with its base_path made absolute."""
-    if model.problem.startswith("base_path"):
-        return model
-    return dataclasses.replace(model, base_path=beside(folder, model.base_path))
-
-
 def config_kind(extensions: Iterable[Extension]) -> type[Config]:
     """The `Config` class with the extensions' sections added as fields, None if not given."""
     sections = [
@@ -1895,10 +1873,7 @@ def load_config(
         folder, stem = Path(source).absolute().parent, Path(source).stem
     if isinstance(value, dict):
         value.pop("$schema", None)  # editors write it to find config.schema.json
-    config = parse(kind, value)
-    items = tuple(ModelItem(resolve_base_path(model, folder)) for model in config.models)
-    config = dataclasses.replace(config, model_config_list=items)
-    return resolve_paths(config, folder, stem)
+    return resolve_paths(parse(kind, value), folder, stem)
 
 
 # ==================================================================================================
@@ -2231,11 +2206,9 @@ def decode_tensor(value: Any, spec: TensorSpec) -> np.ndarray:
     Raises BadRequest with TensorFlow Serving's text; ServingError UNIMPLEMENTED for a dtype that
     JSON cannot spell.
     """
-    array = (
-        quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
-        if isinstance(value, list | np.ndarray)
-        else None
-    )
+    array = None
+    if isinstance(value, list | np.ndarray):
+        array = quick_tensor(value, NUMPY_DTYPES.get(spec.dtype))
     if array is None:
         made = plain_value(value)
         if made is not value:
@@ -2483,9 +2456,8 @@ def encode_string(value: bytes) -> bytes:
     """Write bytes as a JSON string: only quotes, backslashes and control characters are escaped,
     so that bytes which are not UTF-8 are kept.
     """
-    return (
-        b'"' + re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value) + b'"'
-    )
+    escaped = re.sub(rb'[\x00-\x1f"\\]', lambda match: STRING_ESCAPES[match.group()], value)
+    return b'"' + escaped + b'"'
 
 
 def encode_floats(array: np.ndarray) -> bytes:
@@ -3314,8 +3286,7 @@ def load_saved_model(request: LoadRequest) -> Servable:
     frees the memory. Raises LoadError with the reason.
     """
     if file := find_model_file(request.folder):
-        needs = "serving_extensions/keras_files.py beside serving.py"
-        raise LoadError(f"'{file.name}' is no SavedModel: this needs {needs}")
+        raise LoadError(f"'{file.name}' is no SavedModel: {tell_missing('keras_files.py')}")
     if not is_saved_model(request.folder):
         there = f"<base_path>/{request.folder.name}/{{saved_model.pbtxt|saved_model.pb}}"
         hint = explain_folder(request.folder)
@@ -3609,18 +3580,13 @@ def find_graph(graphs: Sequence[Any], tags: Sequence[str]) -> Any:
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
             return graph
-    raise LoadError(explain_tags([list(graph.meta_info_def.tags) for graph in graphs], tags))
-
-
-def explain_tags(there: Sequence[Sequence[str]], tags: Sequence[str]) -> str:
-    """Say which graphs a SavedModel has, and what to write into the config to load one of them."""
-    if not there:
-        return "the SavedModel has no graphs: it is empty or only half copied"
-    sets = [json.dumps(sorted(these)) for these in there]
-    return (
+    if not graphs:
+        raise LoadError("the SavedModel has no graphs: it is empty or only half copied")
+    there = [json.dumps(sorted(graph.meta_info_def.tags)) for graph in graphs]
+    raise LoadError(
         f"no graph of the SavedModel has just the tags {json.dumps(list(tags))}: "
-        f"it has {', '.join(sets)}; "
-        f'write "tags": {sets[0]} into the model\'s config'
+        f"it has {', '.join(there)}; "
+        f'write "tags": {there[0]} into the model\'s config'
     )
 
 
@@ -3822,9 +3788,7 @@ def checkpoint_keys(graph: Any, used: Any, reader: Any) -> dict[str, str] | None
         reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
     ).nodes
     saved = graph.object_graph_def
-    if [sorted_children(node) for node in stored] != [
-        sorted_children(node) for node in saved.nodes
-    ]:
+    if list(map(sorted_children, stored)) != list(map(sorted_children, saved.nodes)):
         return None
     keys = bound_keys(used, saved, stored)
     handles = {node.name: node.attr for node in used.node if node.op == "VarHandleOp"}
@@ -3850,27 +3814,21 @@ def bound_keys(used: Any, saved: Any, stored: Sequence[Any]) -> dict[str, str] |
         bound = saved.concrete_functions[node.attr["f"].func.name].bound_inputs
         inputs = [name for name in node.input if not name.startswith("^")]
         for name, number in zip(inputs[len(inputs) - len(bound) :], bound):
-            key = checkpoint_key_of(stored[number])
+            attributes = stored[number].attributes
+            own = (one.checkpoint_key for one in attributes if one.name == "VARIABLE_VALUE")
+            key = next(own, "")  # empty if it is not a variable
             if name in handles and keys.setdefault(name, key) != key:
                 return None
     return keys
-
-
-def checkpoint_key_of(node: Any) -> str:
-    """The checkpoint's key of an object; empty if it is not a variable."""
-    keys = [a.checkpoint_key for a in node.attributes if a.name == "VARIABLE_VALUE"]
-    return keys[0] if keys else ""
 
 
 def has_more_to_restore(graph: Any, used: Any) -> bool:
     """Whether a SavedModel has assets, something to run when it is loaded,
     or tables and the like.
     """
-    starts = (
-        [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
-        if INIT_SIGNATURE in graph.signature_def
-        else []
-    )
+    starts = []
+    if INIT_SIGNATURE in graph.signature_def:
+        starts += [info.name for info in graph.signature_def[INIT_SIGNATURE].outputs.values()]
     starts += [
         name
         for key in INIT_COLLECTIONS & graph.collection_def.keys()
@@ -4466,18 +4424,17 @@ def prepare_calls(
     plans = plan_calls(session.graph, signatures, refused)
     graph = session.graph.as_graph_def()
     twins = find_twins(graph, {signature: signatures[signature] for signature in plans})
-    plans = {
-        signature: know_operations(graph, plan)
-        for signature, plan in plans.items()
-        if signature not in twins
-    }
-    plans = {
-        signature: plan
-        for signature, plan in plans.items()
-        if is_rank_known(signatures[signature], plan, signature, refused)
-        and is_python_here(graph, plan, signature, refused, name)
-    }
-    calls = make_calls(session, plans, refused)
+    sound = {}
+    for signature, planned in plans.items():
+        if signature in twins:
+            continue
+        plan = know_operations(graph, planned)
+        label = f"{name}: signature {signature}"
+        if problem := lacks_rank(signatures[signature], plan) or lacks_python(graph, plan, label):
+            refused[signature] = problem
+        else:
+            sound[signature] = plan
+    calls = make_calls(session, sound, refused)
     refused |= {twin: refused[other] for twin, other in twins.items() if other in refused}
     report_refused(name, calls, refused)
     calls |= {twin: calls[other] for twin, other in twins.items() if other in calls}
@@ -4532,50 +4489,43 @@ OF_ONE_RANK = {
 }
 
 
-def is_rank_known(
-    signature: Signature, plan: SignatureCall, name: str, refused: dict[str, str]
-) -> bool:
-    """Whether requests of a wrong rank can be refused, if they would crash the process.
-
-    If not, the signature's name -> why in `refused`.
+def lacks_rank(signature: Signature, plan: SignatureCall) -> str:
+    """Why requests of a wrong rank, which would crash the process, cannot be refused; "" if they
+    can be.
     """
     fixed = sorted(OF_ONE_RANK & plan.operations)
     for spec in signature.inputs.values():
         if fixed and spec.shape is None and spec.dtype != "DT_STRING":
-            refused[name] = (
+            return (
                 f"input '{spec.name}' has no fixed rank, but its operation {fixed[0]} needs one: "
                 "export the model with the input's shape"
             )
-            return False
-    return True
+    return ""
 
 
 PYTHON_CALLS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
-def is_python_here(
-    graph: Any, plan: SignatureCall, name: str, refused: dict[str, str], label: str
-) -> bool:
-    """Whether this process has the Python functions that a signature calls.
-
-    If not, the signature's name -> why in `refused`. The process that saved the model has them.
+def lacks_python(graph: Any, plan: SignatureCall, label: str) -> str:
+    """Why a signature cannot be called whose Python functions this process does not have; "" if it
+    can be. The process that saved the model has them.
     """
     if not PYTHON_CALLS & plan.operations:
-        return True
+        return ""
     nodes = [node for node in used_nodes(graph, plan.fetches) if node.op in PYTHON_CALLS]
     tokens = sorted({node.attr["token"].s.decode() for node in nodes})
     if lost := [token for token in tokens if not is_registered(token)]:
-        refused[name] = (
+        return (
             f"it calls a Python function ({lost[0]}), which no SavedModel can contain: "
             "export it without tf.py_function and tf.numpy_function"
         )
-        return False
     logger.warning(
-        "%s: signature %s calls Python functions by name (%s). This process has these names, but "
+        "%s calls Python functions by name (%s). This process has these names, but "
         "they are the right functions only if it saved the model itself",
-        *(label, name, ", ".join(tokens)),
+        label,
+        ", ".join(tokens),
     )
-    return True
+    return ""
 
 
 def is_registered(token: str) -> bool:
@@ -4612,15 +4562,12 @@ def report_refused(
 ) -> None:
     """Log the signatures of a model that cannot be called; LoadError if none can be."""
     told = {name: reason for name, reason in refused.items() if name != INIT_SIGNATURE}
-    if told and not calls and NO_INPUTS not in told.values():
-        raise LoadError(
-            "; ".join(
-                f"signature {name} cannot be called: {reason}" for name, reason in told.items()
-            )
-        )
-    for name, reason in told.items():
-        logger.warning("%s: signature %s cannot be called: %s", label, name, reason)
-    if not calls and not told:
+    texts = [f"signature {name} cannot be called: {reason}" for name, reason in told.items()]
+    if texts and not calls and NO_INPUTS not in told.values():
+        raise LoadError("; ".join(texts))
+    for text in texts:
+        logger.warning("%s: %s", label, text)
+    if not calls and not texts:
         logger.warning("%s has no signature and cannot be called: export it with signatures", label)
 
 
@@ -5109,6 +5056,9 @@ class Available:
     labels: Mapping[str, int]
 
 
+NOTHING_AVAILABLE = Available({}, {})
+
+
 @dataclass
 class Outcome:
     """What one pass of the loader did; each message of `errors` begins with its JSON path."""
@@ -5326,7 +5276,6 @@ class ModelManager:
     `list_versions` are arguments, so that tests need neither TensorFlow nor sleep.
     """
 
-    # Pid of the process in which any manager has loaded models: TensorFlow does not survive a fork.
     # The process in which a manager was started last: TensorFlow does not survive a fork of it.
     _begun_in: int | None = None
 
@@ -5374,15 +5323,9 @@ class ModelManager:
     @property
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
-        return (
-            str(self.path)
-            if self.path
-            else ", ".join(model.name for model in self.config.models) or "no models"
-        )
-
-    def prepare_again(self) -> None:
-        """Build `prepared` again, after an endpoint was registered from Python."""
-        self.prepared = self._prepare(self.config)
+        if self.path:
+            return str(self.path)
+        return ", ".join(model.name for model in self.config.models) or "no models"
 
     # --- readers --------------------------------------------------------------------------------
 
@@ -5415,8 +5358,7 @@ class ModelManager:
         """The version and servable that `lease` would yield, without a lease."""
         if model not in self.available and model in self._tried:
             self.await_load(model, trace)
-        available = self.available.get(model)
-        versions = available.versions if available else {}
+        versions = self.available.get(model, NOTHING_AVAILABLE).versions
         if not versions and self._ending.is_set():
             raise ServingError("The server is stopping", "UNAVAILABLE")
         if self.config.is_pipeline(model):  # pipelines have neither versions nor labels
@@ -5452,22 +5394,21 @@ class ModelManager:
 
     def label_version(self, model: str, label: str) -> int:
         """The version that a label names; raises BadRequest for an unknown one."""
-        labels = self.available[model].labels if model in self.available else {}
+        labels = self.available.get(model, NOTHING_AVAILABLE).labels
         if label not in labels:
             raise BadRequest(f"Unrecognized servable version label: {label}")
         return labels[label]
 
     def states(self) -> dict[str, dict[int, VersionState]]:
         """The state of every version of every model ever configured, by model and version."""
+        # why a model without known versions is refused is told as its version 0
+        refused = {
+            name: {0: VersionState("LOADING", why)} for name, why in self._refused.copy().items()
+        }
         return {
-            model: dict(versions) or self._refusal(model)
+            model: dict(versions) or refused.get(model, {})
             for model, versions in sorted(self._states.copy().items())
         }
-
-    def _refusal(self, model: str) -> dict[int, VersionState]:
-        """Why a model without known versions is refused, reported as its version 0."""
-        reason = self._refused.get(model)
-        return {} if reason is None else {0: VersionState("LOADING", reason)}
 
     def unready(self) -> list[str]:
         """Configured models and pipelines that are not available, and deployments that cannot
@@ -5756,7 +5697,7 @@ class ModelManager:
         for name in self._states.keys() - seen:
             self._refused.pop(name, None)
             self._absent.pop(name, None)
-            self._publish(name, {}, {}, set(), outcome)
+            self._publish(name, NOTHING_AVAILABLE, set(), outcome)
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
             outcome.errors += map(LoadError, self.deployment_problems().values())
@@ -5823,7 +5764,7 @@ class ModelManager:
         for label, number in model.version_labels.items():
             if label not in labels:
                 visit.fail(f".version_labels.{label}", f"version {number} is not available")
-        self._publish(model.name, serving, labels, broken, visit.outcome)
+        self._publish(model.name, Available(serving, labels), broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
         """Load those of `folders` that are new or changed, all at once, and report what failed.
@@ -5950,17 +5891,10 @@ class ModelManager:
         state.servable, state.load_seconds = load.result()
         state.load_key, state.files, state.failed_at = model.load_key, files, None
         state.state, state.error = "AVAILABLE", ""
-        calls = "; ".join(
-            f"{name}: {call}" for name, call in state.servable.describe_calls().items()
-        )
-        log_safely(
-            logging.INFO,
-            "%s version %d is available on %s (%s)",
-            model.name,
-            version,
-            state.servable.device or "demand",
-            calls or "-",
-        )
+        described, device = state.servable.describe_calls(), state.servable.device or "demand"
+        calls = "; ".join(f"{name}: {call}" for name, call in described.items()) or "-"
+        text = "%s version %d is available on %s (%s)"
+        log_safely(logging.INFO, text, model.name, version, device, calls)
 
     def _take_away(self, visit: Visit, staying: set[int]) -> list[Servable]:
         """Withdraw from readers all versions but `staying`, and return them."""
@@ -5972,7 +5906,7 @@ class ModelManager:
         others = states.keys() - loaded.keys()
         broken = {version for version in others if states[version].failed_at is not None}
         if serving != loaded:
-            self._publish(name, serving, labels, broken, visit.outcome)
+            self._publish(name, Available(serving, labels), broken, visit.outcome)
         return [servable for version, servable in loaded.items() if version not in serving]
 
     def _unload(self, servables: Sequence[Servable]) -> None:
@@ -5981,25 +5915,17 @@ class ModelManager:
         for servable in servables:
             servable.retire(max(0, deadline - time.monotonic()))
 
-    def _publish(
-        self,
-        name: str,
-        serving: dict[int, Servable],
-        labels: dict[str, int],
-        broken: set[int],
-        outcome: Outcome,
-    ) -> None:
+    def _publish(self, name: str, new: Available, broken: set[int], outcome: Outcome) -> None:
         """Show the new versions to readers in one assignment, then retire all others.
 
         Versions in `broken` keep their state and their error.
         """
-        available = Available(serving, labels)
-        if self.available.get(name, Available({}, {})) != available:
+        if self.available.get(name, NOTHING_AVAILABLE) != new:
             others = {key: value for key, value in self.available.items() if key != name}
-            self.available = others | {name: available} if serving else others
+            self.available = others | {name: new} if new.versions else others
             outcome.changed = True
         for version, state in self._states[name].items():
-            if version in serving or version in broken:
+            if version in new.versions or version in broken:
                 continue
             if state.servable:
                 state.state = "UNLOADING"
@@ -6028,7 +5954,7 @@ class ModelManager:
         """The loader's last job: withdraw every model, and free those that are idle."""
         self._ended = True
         for name in list(self._states):
-            self._publish(name, {}, {}, set(), Outcome())
+            self._publish(name, NOTHING_AVAILABLE, set(), Outcome())
         self._drain(drain)
 
 
@@ -6588,12 +6514,6 @@ class KeyRing:
 MOST_ROUTINES = 64  # in one chain
 
 
-def default_of(option: Any) -> Any:
-    """The default value of a config's dataclass field."""
-    factory = option.default_factory
-    return option.default if factory is dataclasses.MISSING else factory()
-
-
 @dataclass(frozen=True)
 class ReadyDeployment:
     """A deployment's config made ready: labels read, routines built, families to choose from.
@@ -6641,16 +6561,11 @@ class ReadyDeployment:
         """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
         deployment sets no picture options: it may exist only for /model-serving.
         """
-        if isinstance(error, routines.NoPicture) and not self.speaks_of_pictures():
+        said = ("id", "model", "version", "version_label")
+        plain = Deployment(**{name: getattr(self.config, name) for name in said})
+        if isinstance(error, routines.NoPicture) and self.config == plain:
             return ""
         return f"{self.path}: model '{self.config.model}': {error}"
-
-    def speaks_of_pictures(self) -> bool:
-        said = ("id", "model", "version", "version_label")
-        return any(
-            field.name not in said and getattr(self.config, field.name) != default_of(field)
-            for field in dataclasses.fields(self.config)
-        )
 
     def labels_in(self, folder: Path | None) -> Mapping[int, str]:
         """The deployment's labels; without a label map of its own, those in the model's folder.
@@ -6781,11 +6696,8 @@ def read_arguments(item: Mapping[str, Any], kind: type, path: str) -> dict[str, 
     """A routine's arguments by name. A request may give them under `arguments` or `kwargs`, beside
     `name`, or as a list `args` in the order of the routine's fields.
     """
-    given: dict[str, Any] = {
-        key: value
-        for key, value in item.items()
-        if key not in ("name", "arguments", "kwargs", "args")
-    }
+    others = ("name", "arguments", "kwargs", "args")
+    given: dict[str, Any] = {key: item[key] for key in item if key not in others}
     for key in ("kwargs", "arguments"):
         value = {} if item.get(key) is None else item[key]
         if not isinstance(value, dict):
@@ -6852,6 +6764,7 @@ def routine_errors(ready: ReadyDeployment | None = None) -> Iterator[None]:
         raise BadRequest(f"routines: {error}") from None
 
 
+@image_errors()
 def answer_pictures(
     server: "ModelServer",
     image: "np.ndarray | list[np.ndarray]",
@@ -6877,8 +6790,8 @@ def answer_pictures(
             raise refusal_of(ready, error) from None
         views = [show_view(server, model, each, allowance) for each in images]
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
-        allow_drawing(views, form, allowance)
-        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
+        if form in ("png", "jpeg"):  # for each picture a canvas, its copy, a transparent overlay
+            allowance.take(3 * sum(view.drawn.nbytes for view in views))
         seen = annotate(
             server,
             ready,
@@ -6888,7 +6801,7 @@ def answer_pictures(
             own,
             allowance,
             trace,
-            origin,
+            origin={"deployment": ready.config.id, "model": ready.config.model, "version": version},
         )
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
@@ -6913,13 +6826,6 @@ def ask_version(
     return asked
 
 
-def allow_drawing(views: Sequence["View"], form: str, allowance: Allowance) -> None:
-    """Count the memory of drawing: per picture a canvas, its copy and a transparent overlay."""
-    if form in ("png", "jpeg"):
-        allowance.take(3 * sum(view.drawn.nbytes for view in views))
-
-
-@image_errors()
 def present_all(
     seen: Sequence[Any], views: Sequence["View"], model: Any, form: str, warn: Callable
 ) -> list[Any]:
@@ -6982,7 +6888,6 @@ def lease(
         yield leased
 
 
-@image_errors()
 def annotate(
     server: "ModelServer",
     ready: ReadyDeployment,
@@ -7061,28 +6966,23 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
             f"it is {spec.type_name} {print_shape(spec.shape)}"
         )
 
-    def visit(value: Any, change: Change) -> Any:
-        if key == "instances":
-            return [visit_named(row, change) for row in value]
-        return visit_named(value, change)
-
-    def visit_named(item: Any, change: Change) -> Any:
-        if isinstance(item, dict) and not is_base64(item):
+    def visit(row: Any, change: Change) -> Any:
+        if isinstance(row, dict) and not is_base64(row):
             return {
                 name: visit_all(part, specs[name], change) if name in specs else part
-                for name, part in item.items()
+                for name, part in row.items()
             }
-        return visit_all(item, next(iter(specs.values())), change)
+        return visit_all(row, next(iter(specs.values())), change)
 
+    def decode(leaf: Any, spec: Any) -> Any:
+        dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8))
+        return fit_pixels(leaf, found[spec.name], dtype, limits)
+
+    rows = value if key == "instances" else [value]
     # Check the headers of all pictures before decoding the first.
-    opened = visit(value, lambda leaf, spec: open_picture(leaf, limits))
-    pixels = visit(
-        opened,
-        lambda leaf, spec: fit_pixels(
-            leaf, found[spec.name], NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8)), limits
-        ),
-    )
-    return pixels if key == "instances" else as_batch(pixels, specs)
+    opened = [visit(row, lambda leaf, spec: open_picture(leaf, limits)) for row in rows]
+    pixels = [visit(row, decode) for row in opened]
+    return pixels if key == "instances" else as_batch(pixels[0], specs)
 
 
 def picture_input(spec: Any) -> Any:
@@ -7281,9 +7181,9 @@ class ModelServer:
                 e.declare(self, path, function, methods, envelope) for e in self.extensions
             )
             if made is None:
-                raise NotFound(tell_missing("sections", "handlers").capitalize())
+                raise NotFound(tell_missing("handlers.py").capitalize())
             self.endpoints[path] = made
-            self.manager.prepare_again()
+            self.manager.prepared = prepare(self, self.config)
             return function
 
         return register
@@ -7517,13 +7417,6 @@ class ModelServer:
         plan = plan_changes(self.manager, wanted.config, wanted is not self)
         _, seen = examine(wanted, self.manager.list_versions)
         return 200, plan | {"problems": list(dict.fromkeys(map(hide_paths, seen)))}
-
-    def plan_text(self, text: bytes) -> dict[str, Any]:
-        """Tell what a reload would change if the config file were to hold `text`.
-
-        Raises ConfigError, as the reload would.
-        """
-        return plan_changes(self.manager, self.read_aside(text).config, True)
 
     def read_aside(self, text: bytes) -> "ModelServer":
         """A server of what the config file might hold, made ready and never started."""
@@ -7816,7 +7709,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     }
     of = {extension.name: extension.prepare(server, config) for extension in server.extensions}
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
-    ring = KeyRing(keys, of.get("quotas") or no_limit)
+    ring = KeyRing(keys, of.get("quotas") or nothing)  # without it, no key has a quota
     server.drop("routines", [("routines", name) for name in config.routine_modules])
     return Prepared(ring, deployments, kinds, families, of)
 
@@ -7853,19 +7746,14 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
     return known[1]
 
 
-def no_limit(name: str, calls: int, period: str) -> None:
-    """Count no call: no key of the config has a quota."""
-
-
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if isinstance(routines, Missing) and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
-    for home in HOMES:
-        for section in set(home.sections) - read:
-            for path in find_given(config, section.split(".")):
-                raise ConfigError(path, home.tell())
+    for section, file in SECTION_FILES.items():
+        for path in find_given(config, section.split(".")) if section not in read else ():
+            raise ConfigError(path, tell_missing(file))
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
@@ -9832,108 +9720,87 @@ def tidy_memory(is_free: bool, freeze: bool) -> None:
 # ==================================================================================================
 
 
-# Options of the command line: the names and keyword arguments for argparse's `add_argument`.
-OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (
-        ("path",),
-        {
-            "nargs": "?",
-            "metavar": "PATH",
-            "help": "a model's folder of versions, a SavedModel, a folder of several models, a "
-            ".keras or .h5 file, or a config file",
-        },
+def flag(*names: str, **told: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An option of the command line, declared with the arguments of argparse's `add_argument`."""
+    return names, told
+
+
+OPTIONS = (
+    flag(
+        "path",
+        nargs="?",
+        metavar="PATH",
+        help="a model's folder of versions, a SavedModel, a folder of several models, a "
+        ".keras or .h5 file, or a config file",
     ),
-    (
-        ("--config", "--config_path", "--model_config_file"),
-        {"metavar": "FILE", "help": "the config file"},
+    flag(
+        "--config", "--config_path", "--model_config_file", metavar="FILE", help="the config file"
     ),
-    (
-        ("--model_name",),
-        {"metavar": "NAME", "help": "serve one model without a config, under this name"},
+    flag("--model_name", metavar="NAME", help="serve one model without a config, under this name"),
+    flag(
+        "--model_base_path",
+        "--model_path",
+        metavar="DIR",
+        help="its folder of versions, or a SavedModel itself",
     ),
-    (
-        ("--model_base_path", "--model_path"),
-        {"metavar": "DIR", "help": "its folder of versions, or a SavedModel itself"},
+    flag("--host", "--rest_bind_address", help="address to listen on (SERVING_HOST; %(default)s)"),
+    flag(
+        "--port",
+        "--rest_port",
+        "--rest_api_port",
+        help="port to listen on, 0 for any (SERVING_PORT; %(default)s)",
     ),
-    (
-        ("--host", "--rest_bind_address"),
-        {"help": "address to listen on (SERVING_HOST; %(default)s)"},
+    flag(
+        "--file_system_poll_wait_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between looks at the config and the version folders, 0 for never (1)",
     ),
-    (
-        ("--port", "--rest_port", "--rest_api_port"),
-        {"help": "port to listen on, 0 for any (SERVING_PORT; %(default)s)"},
+    flag(
+        "--new-key",
+        metavar="NAME",
+        help="print a new key, once, and what to write into the config for it, then exit",
     ),
-    (
-        ("--file_system_poll_wait_seconds",),
-        {
-            "type": float,
-            "metavar": "SECONDS",
-            "help": "seconds between looks at the config and the version folders, 0 for never (1)",
-        },
+    flag(
+        "--init", metavar="DIR", help="create a handler project that is ready to serve, then exit"
     ),
-    (
-        ("--new-key",),
-        {
-            "metavar": "NAME",
-            "help": "print a new key, once, and what to write into the config for it, then exit",
-        },
+    flag(
+        "--init-hub", metavar="DIR", help="the same in the layout of CellStrat's Hub API, then exit"
     ),
-    (
-        ("--init",),
-        {"metavar": "DIR", "help": "create a handler project that is ready to serve, then exit"},
+    flag(
+        "--export",
+        nargs=2,
+        metavar=("GROUP", "FOLDER"),
+        help="write the pictures of an active learning group as a COCO data set, then exit",
     ),
-    (
-        ("--init-hub",),
-        {"metavar": "DIR", "help": "the same in the layout of CellStrat's Hub API, then exit"},
+    flag(
+        "--check",
+        action="store_true",
+        help="say what the config would serve and what is wrong with it, then exit",
     ),
-    (
-        ("--export",),
-        {
-            "nargs": 2,
-            "metavar": ("GROUP", "FOLDER"),
-            "help": "write the pictures of an active learning group as a COCO data set, then exit",
-        },
+    flag(
+        "--doctor",
+        action="store_true",
+        help="check this machine, this installation and the config, and say what to do, then exit",
     ),
-    (
-        ("--check",),
-        {
-            "action": "store_true",
-            "help": "say what the config would serve and what is wrong with it, then exit",
-        },
+    flag(
+        "--completion",
+        choices=("bash", "zsh"),
+        help="print a script that completes these options in the shell, then exit",
     ),
-    (
-        ("--doctor",),
-        {
-            "action": "store_true",
-            "help": "check this machine, this installation and the config, and say what to "
-            "do, then exit",
-        },
+    flag(
+        "--manifest",
+        metavar="DIR",
+        help="add manifest.sha256 to a version folder, for each load to check its files, then exit",
     ),
-    (
-        ("--completion",),
-        {
-            "choices": ("bash", "zsh"),
-            "help": "print a script that completes these options in the shell, then exit",
-        },
+    flag(
+        "--deploy",
+        metavar="DIR",
+        help="send a model, or a handler project, to a running server that accepts "
+        "uploads, with the admin key in SERVING_KEY, then exit",
     ),
-    (
-        ("--manifest",),
-        {
-            "metavar": "DIR",
-            "help": "add manifest.sha256 to a version folder, for each load to check its files, "
-            "then exit",
-        },
-    ),
-    (
-        ("--deploy",),
-        {
-            "metavar": "DIR",
-            "help": "send a model, or a handler project, to a running server that accepts "
-            "uploads, with the admin key in SERVING_KEY, then exit",
-        },
-    ),
-    (("--to",), {"metavar": "URL", "help": "--deploy: where that server is mounted (%(default)s)"}),
-    (("--version",), {"action": "version", "version": f"serving {__version__}"}),
+    flag("--to", metavar="URL", help="--deploy: where that server is mounted (%(default)s)"),
+    flag("--version", action="version", version=f"serving {__version__}"),
 )
 
 
@@ -10367,13 +10234,13 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def missing_command(name: str, source: Any, value: Any) -> int:
-    raise NotFound(tell_missing("commands", name).capitalize())
+    raise NotFound(tell_missing(COMMAND_FILES[name]).capitalize())
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """The commands of the command line by option name: command(source, value) -> exit status."""
     known: dict[str, Callable[[Any, Any], int]] = {
-        name: functools.partial(missing_command, name) for home in HOMES for name in home.commands
+        name: functools.partial(missing_command, name) for name in COMMAND_FILES
     }
     known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:

@@ -132,7 +132,7 @@ def change_config(
     with file.held() as old:
         check_match(call, old)
         new = change(old)
-        plan = plan_change(server, file, new)
+        plan = plan_change(server, new)
         answer = {"changes": compare_json(read_leniently(old), read_config(new)), **(told or {})}
         if dry_run:
             answer |= {"dry_run": True, "plan": plan}
@@ -157,17 +157,18 @@ def check_match(call: Call, text: bytes) -> None:
         )
 
 
-def plan_change(server: ModelServer, file: ConfigFile, text: bytes) -> dict[str, Any]:
+def plan_change(server: ModelServer, text: bytes) -> dict[str, Any]:
     """What a new config would change.
 
     Raises ConfigError, and BadRequest for problems that the config in force does not have already.
     """
-    plan = server.plan_text(text)
+    wanted = server.read_aside(text).config
+    plan = plan_changes(server.manager, wanted, True)
     now = plan_changes(server.manager, server.config, False)
     known = {unnumbered(one) for one in now["problems"]}
     if problems := [one for one in plan["problems"] if unnumbered(one) not in known]:
         raise BadRequest("; ".join(problems))
-    refuse_lockout(load_config(file.path, text, type(server.config)))
+    refuse_lockout(wanted)
     return plan
 
 

@@ -223,21 +223,12 @@ def test_a_name_means_one_thing():
 
 def test_the_core_names_what_its_extensions_declare():
     there = serving.installed()
-    declared = {
-        "sections": [section for one in there for section in one.sections],
-        "commands": [name for one in there for name in one.commands],
-    }
-    named = {
-        kind: [name for home in serving.HOMES for name in getattr(home, kind)] for kind in declared
-    }
-    assert {kind: sorted(names) for kind, names in named.items()} == {
-        kind: sorted(names) for kind, names in declared.items()
-    }
-    for home in serving.HOMES:
-        (extension,) = (one for one in there if f"{one.name}.py" == home.file)
-        assert set(home.sections) == set(extension.sections)
-        assert set(home.commands) == set(extension.commands)
-        assert (ROOT / "serving_extensions" / home.file).is_file()
+    sections = [(section, f"{one.name}.py") for one in there for section in one.sections]
+    commands = [(name, f"{one.name}.py") for one in there for name in one.commands]
+    assert sorted(sections) == sorted(serving.SECTION_FILES.items())
+    assert sorted(commands) == sorted(serving.COMMAND_FILES.items())
+    for _, file in sections + commands:
+        assert (ROOT / "serving_extensions" / file).is_file()
 
 
 def test_no_function_spells_a_url():

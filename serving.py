@@ -893,7 +893,7 @@ class Deployment:
     )
     layout: str | None = option(
         None,
-        "the order of the input's dimensions, if its shape does not show it",
+        "the input's dimensions, if its shape does not show it: NHWC, NCHW, NHW, HWC, CHW or HW",
         pattern="^(NHWC|NCHW|NHW|HWC|CHW|HW)$",
     )
     channels: str | None = option(
@@ -903,7 +903,7 @@ class Deployment:
     )
     preprocess: str | None = option(
         None,
-        "pixels are prepared as by keras.applications: tf, torch or caffe",
+        "the mode in which keras.applications prepares pixels: tf, torch or caffe",
         pattern="^(tf|torch|caffe)$",
     )
     scale: int | float = option(

@@ -233,7 +233,7 @@ class WantedCall:
     """A call that a program is to make."""
 
     path: str = option(doc="a path of this server's, such as /v1/models/m:predict", pattern="^/")
-    method: str | None = option(None, "default: POST if the path takes it", pattern="^[A-Z]+$")
+    method: str | None = option(None, "POST if the path takes it", pattern="^[A-Z]+$")
     body: Any = option(None, "the JSON body; default: an example that works")
     key: str = option("YOUR_KEY", "the key in the program, if the call needs one")
 

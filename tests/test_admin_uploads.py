@@ -550,7 +550,10 @@ def test_names_that_sha256sum_escapes_have_no_manifest(tmp_path, name, capsys):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda folder: (folder / "saved_model.pb").write_bytes(b"x"), "saved_model.pb has changed"),
+        (
+            lambda folder: (folder / "saved_model.pb").write_bytes(b"x"),
+            "saved_model.pb has changed",
+        ),
         (lambda folder: (folder / "saved_model.pb").unlink(), "saved_model.pb is missing"),
         (lambda folder: (folder / "more").write_text("x"), "more is not in it"),
         (lambda folder: (folder / manifest.MANIFEST).write_text("x"), "line 1: expected <sha256>"),

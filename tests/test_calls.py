@@ -299,7 +299,7 @@ server = serving.ModelServer({{"model_config_list": [
 server.wait()
 print([device for device, _ in opened[:4]], server.readiness())
 state = server.status("gone")["model_version_status"][0]["status"]["error_message"]
-print(state.partition(":7")[0], "".join(state.partition("is not there")[1:2]))
+print(state.partition(":7")[0], "".join(state.partition("is not available")[1:2]))
 with server.lease("d", None, None) as (_, servable):
     print(servable.device)
 values = np.random.default_rng(1).integers(0, 17, (16, 1, 8, 8)).astype(np.float32)
@@ -317,7 +317,7 @@ def test_a_model_is_loaded_on_each_of_its_devices():
     out = python(REPLICAS.format(root=str(ROOT), model=str(ROOT / "models/digits")))
     assert out.splitlines() == [
         "['CPU:0', 'CPU:0', 'CPU:1', 'CPU:1'] ['gone']",
-        "target_device CPU is not there",
+        "target_device CPU is not available",
         "CPU:0, CPU:0, CPU:1, CPU:1",
         "True",
     ]

@@ -607,7 +607,9 @@ def test_quota_over_http_is_counted_once_a_call(tmp_path):
         0 < int(response.headers["Retry-After"]) <= 86400
         and response.json["status"] == "TooManyRequests"
     )
-    assert response.json["error"].startswith("The key 'a' has used its 3 calls per day; try again in ")
+    assert response.json["error"].startswith(
+        "The key 'a' has used its 3 calls per day; try again in "
+    )
 
 
 def test_the_log_names_the_key_that_was_not_let_in(tmp_path, caplog):

@@ -1133,7 +1133,7 @@ def test_client_code_for_no_call_says_so(tmp_path):
         ({"path": "/c/predict"}, 404, "There is no deployment 'c'..."),
         ({"path": "/v1/models/x:predict"}, 404, "Servable not found for request: Latest(x)"),
         ({"path": "predict"}, 400, "$.path: expected a path of this server's..."),
-        ({"path": "/livez", "method": "get"}, 400, "$.method: expected POST where..."),
+        ({"path": "/livez", "method": "get"}, 400, "$.method: expected POST if..."),
         ({"path": 1}, 400, "$.path: expected string, got integer 1"),
         ({"url": "/livez"}, 400, "$.url: unknown key..."),
         ([], 400, "$: expected object, got array"),

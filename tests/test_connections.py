@@ -399,7 +399,7 @@ def test_the_same_bytes_as_plain_waitress_and_flask(both, name):
     assert ours.startswith(b"HTTP/1.") or not ours and "broken" in name
 
 
-SEQUENCES = int(os.environ.get("SERVING_SEQUENCES", "1500"))  # 20000: a few minutes
+SEQUENCES = int(os.environ.get("SERVING_SEQUENCES", "1000"))  # 20000: a few minutes
 LAST = GET.replace(b"Host: h", b"Host: h\r\nConnection: close")
 CONTINUED = b"Expect: 100-continue\r\n"
 

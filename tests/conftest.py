@@ -309,7 +309,10 @@ class Rest:
 
     def __init__(self, server, how="standalone"):
         self.server = server
-        self.client, self.prefix = mount(server, how)
+        mounted = server.__dict__.setdefault("mounted", {})  # once: an app's rules take their time
+        if how not in mounted:
+            mounted[how] = mount(server, how)
+        self.client, self.prefix = mounted[how]
 
     def get(self, path, **options):
         return self.client.get(self.prefix + path, **options)

@@ -493,20 +493,16 @@ def test_a_log_that_cannot_be_written_stops_no_request(monkeypatch, capsys):
 
 
 def test_the_server_of_its_own_goes_on_with_a_full_disk_under_its_log(tmp_path):
-    half = {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}
     with open("/dev/full", "w") as full:
-        process, address = serve_alone(tmp_path, half, stderr=full)
+        process, address = serve_alone(tmp_path, stderr=full)
     for _ in range(50):
-        assert requests.post(
-            f"{address}/v1/models/half:predict", json={"instances": [2.0]}, timeout=10
-        ).json() == {"predictions": [3.0]}
+        assert requests.get(f"{address}/v1/models", timeout=10).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
 
 
 def test_a_full_disk_under_stdout_keeps_no_server_from_starting(tmp_path):
-    half = {"name": "half", "base_path": str(ROOT / "models/half_plus_two")}
-    (tmp_path / "config.json").write_text(json.dumps(config(half)))
+    (tmp_path / "config.json").write_text(json.dumps(config()))
     command = [sys.executable, str(ROOT / "serving.py"), "--config", str(tmp_path / "config.json")]
     port = free_port()
     with open("/dev/full", "w") as full, open(tmp_path / "log", "w") as log:

@@ -20,6 +20,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -308,7 +309,10 @@ class Rest:
 
     def __init__(self, server, how="standalone"):
         self.server = server
-        self.client, self.prefix = mount(server, how)
+        mounted = server.__dict__.setdefault("mounted", {})  # once: an app's rules take their time
+        if how not in mounted:
+            mounted[how] = mount(server, how)
+        self.client, self.prefix = mounted[how]
 
     def get(self, path, **options):
         return self.client.get(self.prefix + path, **options)
@@ -450,6 +454,24 @@ def tf():
     """TensorFlow, with the threads that a server gives it: how many there are is in the last bit."""
     serving.prepare_devices(None, None)
     return serving.tensorflow()
+
+
+@pytest.fixture
+def exports_here(tf, monkeypatch):
+    """Keras' files are exported in this process, which has Keras already, and not in one of their own."""
+
+    def run(command, **options):
+        *_, code, file, folder = command
+        status, said = 0, io.StringIO()
+        arguments = mock.patch.object(sys, "argv", ["-c", file, folder])
+        with mock.patch.dict(os.environ), arguments, contextlib.redirect_stderr(said):
+            try:
+                exec(code, {})
+            except SystemExit as end:
+                status = end.code
+        return subprocess.CompletedProcess(command, status, "", said.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 @pytest.fixture(scope="module")

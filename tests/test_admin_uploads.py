@@ -291,6 +291,7 @@ def test_a_manifest_that_does_not_fit_is_refused(rest, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:__array__")  # within Keras, of NumPy 2
+@pytest.mark.usefixtures("exports_here")
 def test_a_keras_file_that_is_sent_answers(rest, tmp_path, tf):
     layers = [tf.keras.Input((2,)), tf.keras.layers.Dense(1, kernel_initializer="ones")]
     tf.keras.Sequential(layers).save(tmp_path / "m.keras")

@@ -32,6 +32,11 @@ DEPLOYMENTS = [
     {"id": "shapes", "model": "shapes", "label_map": str(ROOT / "models/shapes/label_map.pbtxt")}
 ]
 PICTURE = ROOT / "models/shapes/samples/0.jpg"
+SETS = {
+    "serving.py": ("serving.py",),
+    "with routines.py": ("serving.py", "routines.py"),
+    "all": ("serving.py", "routines.py", "serving_extensions", "console"),
+}
 
 
 def copy(to, *names):
@@ -50,6 +55,41 @@ def environment():
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "TF_CPP_MIN_LOG_LEVEL": "3"
     }
+
+
+# What lies at the top of a host that has modules of these names of its own.
+THEIRS = {
+    "serving.py": "theirs = True\n",
+    "routines.py": "theirs = True\n",
+    "serving_extensions/__init__.py": "theirs = True\n",
+}
+
+
+def host(to, package, *names):
+    """A host's folder, the files in a package of it."""
+    for file, text in THEIRS.items():
+        (to / file).parent.mkdir(parents=True, exist_ok=True)
+        (to / file).write_text(text)
+    folder = to.joinpath(*package.split("."))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "__init__.py").touch()
+    copy(folder, *names)
+    (folder / "__init__.py").touch()
+    return to
+
+
+def run(code, folder):
+    """A script, run in a folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
+    )
+
+
+def python(code, folder):
+    """What a script prints, run in a folder."""
+    done = run(code, folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @contextlib.contextmanager
@@ -110,41 +150,39 @@ def test_the_file_by_itself_speaks_tensorflow_servings_rest(tmp_path):
         assert ask(address, "/v1/config/reload", {})[0] == 200
         assert ask(address, "/readyz")[0] == 200
         assert ask(address, "/v1/models/none")[0] == 404
-        for page in ("/metrics", "/console"):
+        for page in ("/metrics", "/stats", "/console"):
             assert ask(address, page)[0] == 404
 
 
 def test_the_file_by_itself_says_what_is_wrong_with_a_config(tmp_path):
     folder = copy(tmp_path / "one", "serving.py")
     wrong = {"config": {"name": "none", "base_path": "nowhere"}}
-    for models, status in ((MODELS, 0), ([*MODELS, wrong], 2)):
-        (folder / "config.json").write_text(json.dumps({"model_config_list": models}))
-        done = subprocess.run(
-            [sys.executable, "serving.py", "--config", "config.json", "--check"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        assert (done.returncode, done.stderr) == (status, "")
-        assert done.stdout.startswith("model  half_plus_two  version 123 on AUTO  ")
-        assert ("wrong: $.model_config_list[2].config.base_path:" in done.stdout) == (status == 2)
+    for name, models in (("good", MODELS), ("bad", [*MODELS, wrong])):
+        (folder / f"{name}.json").write_text(json.dumps({"model_config_list": models}))
+    code = "import serving, sys\nprint('status', serving.main(['good.json', '--check']))\n"
+    done = run(code + "sys.exit(serving.main(['bad.json', '--check']))", folder)
+    assert (done.returncode, done.stderr) == (2, "")
+    good, bad = done.stdout.split("status 0\n")
+    assert good.startswith("model  half_plus_two  version 123 on AUTO  ") and "wrong" not in good
+    assert bad.startswith("model  half_plus_two  version 123 on AUTO  ")
+    assert "wrong: $.model_config_list[2].config.base_path:" in bad
 
 
 def test_with_routines_it_answers_pictures_as_with_all_of_it(tmp_path):
+    """Without extensions at the top of a folder, with all in a package of a host."""
     chain = {"routines": [{"name": "FilterConfidence", "arguments": {"confidence": 0.9}}]}
+    two = copy(tmp_path / "two", *SETS["with routines.py"])
+    everything = host(tmp_path / "site", "mysite.ml", *SETS["all"])
     answers = []
-    for name, files in (
-        ("two", ("serving.py", "routines.py")),
-        ("all", ("serving.py", "routines.py", "serving_extensions")),
-    ):
-        with started(copy(tmp_path / name, *files), deployments=DEPLOYMENTS) as address:
+    for folder, program, stats in ((two, (), 404), (everything, ("-m", "mysite.ml.serving"), 200)):
+        with started(folder, *program, deployments=DEPLOYMENTS) as address:
+            predict = "/v1/models/half_plus_two:predict"
+            assert ask(address, predict, {"instances": [1.0]}) == (200, {"predictions": [2.5]})
             assert ask(address, "/shapes/predict", picture())[0] == 401
             status, answer = ask(address, "/shapes/predict", picture() | chain, KEY)
             assert status == 200 and answer["predictions"]
             answers.append(answer["predictions"])
-            status, _ = ask(address, "/stats")
-            assert status == (404 if name == "two" else 200)
+            assert ask(address, "/stats")[0] == stats
     for one, other in zip(*answers, strict=True):  # frozen, a model sums in another order
         assert one["tag"] == other["tag"]
         assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
@@ -192,63 +230,14 @@ def test_a_config_that_needs_more_says_which_file(tmp_path, files, config, says)
     assert "Traceback" not in str(raised.value)
 
 
-# --- each set of files, as a program and as a blueprint, at the top and in a package of a host ------------
+# --- as a blueprint, at the top and in a package of a host ----------------------------------------------
 
-SETS = {
-    "serving.py": ("serving.py",),
-    "with routines.py": ("serving.py", "routines.py"),
-    "all": ("serving.py", "routines.py", "serving_extensions", "console"),
-}
 # All of it at the top is what the other tests run.
 WAYS = {
     "serving.py at the top": ("", SETS["serving.py"]),
     "with routines.py in a package": ("mysite.ml", SETS["with routines.py"]),
     "all in a package": ("mysite.ml", SETS["all"]),
 }
-# What lies at the top of a host that has modules of these names of its own.
-THEIRS = {
-    "serving.py": "theirs = True\n",
-    "routines.py": "theirs = True\n",
-    "serving_extensions/__init__.py": "theirs = True\n",
-}
-
-
-def host(to, package, *names):
-    """A host's folder, the files in a package of it."""
-    for file, text in THEIRS.items():
-        (to / file).parent.mkdir(parents=True, exist_ok=True)
-        (to / file).write_text(text)
-    folder = to.joinpath(*package.split("."))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    (folder.parent / "__init__.py").touch()
-    copy(folder, *names)
-    (folder / "__init__.py").touch()
-    return to
-
-
-def python(code, folder):
-    """What a script prints, run in a folder."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize(("package", "names"), WAYS.values(), ids=WAYS)
-def test_as_a_program(tmp_path, package, names):
-    if package:
-        folder, program = host(tmp_path / "site", package, *names), ("-m", f"{package}.serving")
-    else:
-        folder, program = copy(tmp_path / "one", *names), ()
-    more = {} if names == ("serving.py",) else {"deployments": DEPLOYMENTS}
-    with started(folder, *program, **more) as address:
-        predict = "/v1/models/half_plus_two:predict"
-        assert ask(address, predict, {"instances": [1.0]}) == (200, {"predictions": [2.5]})
-        if more:
-            assert ask(address, "/shapes/predict", picture(), KEY)[0] == 200
-        assert ask(address, "/stats")[0] == (200 if "console" in names else 404)
-
 
 MOUNTED = """
 import sys
@@ -360,13 +349,15 @@ def test_a_file_under_another_name_says_that_its_extensions_are_for_serving(tmp_
     assert line.startswith("serving_extensions/ uses the module 'serving', but this one is")
 
 
-@pytest.mark.parametrize("first", ["serving_extensions.batching", "serving_extensions.metrics"])
-def test_an_extension_may_be_imported_before_the_server(tmp_path, first):
+def test_an_extension_may_be_imported_before_the_server(tmp_path):
     folder = copy(tmp_path / "one", "serving.py", "routines.py", "serving_extensions")
+    first = "serving_extensions.batching"
     code = f"import {first}, serving; print({first}.EXTENSION in serving.installed())"
     assert python(code, folder) == ["True"]
     folder = host(tmp_path / "site", "mysite.ml", *SETS["all"])
-    code = f"import mysite.ml.{first} as first, mysite.ml.serving as serving, sys\n"
+    code = (
+        "import mysite.ml.serving_extensions.metrics as first, mysite.ml.serving as serving, sys\n"
+    )
     code += "print(first.EXTENSION in serving.installed(), 'serving' in sys.modules)"
     assert python(code, folder) == ["True False"]
 
@@ -375,8 +366,5 @@ def test_extensions_of_another_version_are_refused(tmp_path):
     folder = copy(tmp_path / "old", "serving.py", "routines.py", "serving_extensions")
     about = folder / "serving_extensions" / "__init__.py"
     about.write_text(about.read_text().replace('VERSION = "', 'VERSION = "0.0.'))
-    code = "import serving; serving.installed()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment()
-    )
+    done = run("import serving; serving.installed()", folder)
     assert "copy both from one place" in done.stderr

@@ -179,9 +179,7 @@ def test_all_arrays_of_an_npz_together_are_bounded():
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_npz_is_packed_as_numpy_packs_it(method):
-    body = packed(
-        ("x.npy", [head("'<f4'", "(104857600,)"), *[bytes(1 << 20)] * 400]), method=method
-    )
+    body = packed(("x.npy", [head("'<f4'", "(13107200,)"), *[bytes(1 << 20)] * 50]), method=method)
     assert len(body) < 100_000
     text = f"body is no .npy or .npz of numbers: 'x.npy': expected it stored or deflated, got the method {method} of zip"
     assert peak_of(body, 400, text) < 5e6
@@ -263,10 +261,9 @@ HOLLOW = [
 
 
 @pytest.mark.parametrize("descr", HOLLOW)
-@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-def test_elements_that_no_tensor_can_have_are_refused_before_any_is_made(descr, version):
+def test_elements_that_no_tensor_can_have_are_refused_before_any_is_made(descr):
     """Each a body of a few hundred bytes that says it holds thirty million elements."""
-    body = head(descr, "(30000000,)", version=version).ljust(128)
+    body = head(descr, "(30000000,)").ljust(128)
     assert peak_of(body, 400, "body is no .npy or .npz of numbers: ...") < 5e6
     assert peak_of(packed(("x.npy", [body])), 400, "body is no .npy or .npz of numbers: ...") < 5e6
 

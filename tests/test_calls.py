@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import NO_POLL, ROOT, FakeServable, until
 from conftest import load_model as load
-from test_saved_models import export, python, run
+from test_saved_models import export, run
 
 import serving
 from serving_extensions import freezing
@@ -280,47 +280,6 @@ def test_a_long_call_runs_on_its_models_threads_which_end_with_it(network, monke
 
 
 # --- replicas ---------------------------------------------------------------------------------------------
-
-REPLICAS = """
-import sys; sys.path.insert(0, {root!r})
-import serving, numpy as np, threading
-tf = serving.tensorflow()
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-opened = []
-original = serving.open_session
-def open_session(folder, device, tags):
-    opened.append((device, original(folder, device, tags)))
-    return opened[-1][1]
-serving.open_session = open_session
-server = serving.ModelServer({{"model_config_list": [
-    {{"config": {{"name": "d", "base_path": {model!r}, "target_device": ["CPU:0", "CPU:1"], "instances": 2, "batching": False}}}},
-    {{"config": {{"name": "gone", "base_path": {model!r}, "target_device": ["CPU:1", "CPU:7"]}}}}]}})
-server.wait()
-print([device for device, _ in opened[:4]], server.readiness())
-state = server.status("gone")["model_version_status"][0]["status"]["error_message"]
-print(state.partition(":7")[0], "".join(state.partition("is not available")[1:2]))
-with server.lease("d", None, None) as (_, servable):
-    print(servable.device)
-values = np.random.default_rng(1).integers(0, 17, (16, 1, 8, 8)).astype(np.float32)
-alone = [server.predict("d", {{"instances": rows}})["predictions"] for rows in values]
-answers = [None] * 16
-def ask(index):
-    answers[index] = server.predict("d", {{"instances": values[index]}})["predictions"]
-threads = [threading.Thread(target=ask, args=(index,)) for index in range(16)]
-[thread.start() for thread in threads]; [thread.join() for thread in threads]
-print(all(np.array_equal(a, b) for a, b in zip(answers, alone)))
-"""
-
-
-def test_a_model_is_loaded_on_each_of_its_devices():
-    out = python(REPLICAS.format(root=str(ROOT), model=str(ROOT / "models/digits")))
-    assert out.splitlines() == [
-        "['CPU:0', 'CPU:0', 'CPU:1', 'CPU:1'] ['gone']",
-        "target_device CPU is not available",
-        "CPU:0, CPU:0, CPU:1, CPU:1",
-        "True",
-    ]
 
 
 def test_the_least_busy_replica_answers():

@@ -21,6 +21,11 @@ def model(**fields):
     return {"model_config_list": [{"config": {"name": "m", "base_path": "x", **fields}}]}
 
 
+def without_models(**sections):
+    """A config of no models."""
+    return {"model_config_list": [], **sections}
+
+
 WRONG = [
     ({}, "$: missing key 'model_config_list': the models"),
     ({"model_config_list": {}}, "$.model_config_list: expected array, got object"),
@@ -31,7 +36,7 @@ WRONG = [
         "$.model_config_list[0].x: unknown key; expected one of: config",
     ),
     (
-        {"model_config_list": [], "modelconfig": []},
+        without_models(modelconfig=[]),
         "$.modelconfig: unknown key; did you mean 'model_config_list'?",
     ),
     (model(base_pth="x"), f"{M}.base_pth: unknown key; did you mean 'base_path'?"),
@@ -86,50 +91,35 @@ WRONG = [
     ),
     (model(nireq=-1), f"{M}.nireq: expected at least 0, got -1"),
     (model(shape=3), f"{M}.shape: expected string or object, got integer 3"),
+    (without_models(server={"threads": 0}), "$.server.threads: expected at least 1, got 0"),
     (
-        {"model_config_list": [], "server": {"threads": 0}},
-        "$.server.threads: expected at least 1, got 0",
-    ),
-    (
-        {
-            "model_config_list": [],
-            "handlers": [{"path": "/h", "function": "m:f", "timeout_seconds": 1e10}],
-        },
+        without_models(handlers=[{"path": "/h", "function": "m:f", "timeout_seconds": 1e10}]),
         "$.handlers[0].timeout_seconds: expected at most 86400, got 10000000000.0",
     ),
     (
-        {"model_config_list": [], "deployments": [{"id": "a", "model": "m", "offset": 10**400}]},
+        without_models(deployments=[{"id": "a", "model": "m", "offset": 10**400}]),
         f"$.deployments[0].offset: expected at most 1e+30, got 1{'0' * 39}",
     ),
+    (without_models(server={"threads": 2.5}), "$.server.threads: expected integer, got number 2.5"),
+    (without_models(server={"thread": 2}), "$.server.thread: unknown key; did you mean 'threads'?"),
     (
-        {"model_config_list": [], "server": {"threads": 2.5}},
-        "$.server.threads: expected integer, got number 2.5",
-    ),
-    (
-        {"model_config_list": [], "server": {"thread": 2}},
-        "$.server.thread: unknown key; did you mean 'threads'?",
-    ),
-    (
-        {"model_config_list": [], "server": {"file_system_poll_wait_seconds": -1}},
+        without_models(server={"file_system_poll_wait_seconds": -1}),
         "$.server.file_system_poll_wait_seconds: expected at least 0, got -1",
     ),
     (
-        {"model_config_list": [], "server": {"cors_origins": "*"}},
+        without_models(server={"cors_origins": "*"}),
         "$.server.cors_origins: expected array, got string '*'",
     ),
     (
-        {"model_config_list": [], "deployments": [{"id": "a"}]},
+        without_models(deployments=[{"id": "a"}]),
         "$.deployments[0]: missing key 'model': the name of the model it serves",
     ),
     (
-        {
-            "model_config_list": [],
-            "deployments": [{"id": "a", "model": "m"}, {"id": "a", "model": "n"}],
-        },
+        without_models(deployments=[{"id": "a", "model": "m"}, {"id": "a", "model": "n"}]),
         "$.deployments[1].id: 'a' is already taken by deployments[0]",
     ),
     (
-        {"model_config_list": [], "pipeline_config_list": [{"name": "p"}]},
+        without_models(pipeline_config_list=[{"name": "p"}]),
         "$.pipeline_config_list[0]: missing key 'inputs': the inputs of a request",
     ),
     (["model"], "$: expected object, got array"),

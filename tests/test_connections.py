@@ -399,7 +399,7 @@ def test_the_same_bytes_as_plain_waitress_and_flask(both, name):
     assert ours.startswith(b"HTTP/1.") or not ours and "broken" in name
 
 
-SEQUENCES = int(os.environ.get("SERVING_SEQUENCES", "1500"))  # 20000: a few minutes
+SEQUENCES = int(os.environ.get("SERVING_SEQUENCES", "1000"))  # 20000: a few minutes
 LAST = GET.replace(b"Host: h", b"Host: h\r\nConnection: close")
 CONTINUED = b"Expect: 100-continue\r\n"
 
@@ -664,11 +664,10 @@ def test_what_a_client_says_of_a_proxy_is_left_out():
 
 BODY = b'{"instances": [[4]]}'
 ASKED = b"POST " + P.encode() + b" HTTP/1.1\r\n"
+HEAD = ASKED + b"Host: h\r\n"
+IN_CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+# More than those of test_doors.py, which are sent to a server of its own.
 REFUSED = {
-    "chunks and a length": (
-        400,
-        ASKED + b"Host: h\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
     **{
         f"chunks and a length in HTTP/{version}": (
             400,
@@ -688,106 +687,40 @@ REFUSED = {
         + b"\r\nContent-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n"
         + BODY,
     ),
-    "chunks in HTTP/1.0": (
-        400,
-        ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
     "chunks in HTTP/1.2": (
         400,
         ASKED.replace(b"1.1", b"1.2") + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
-    "no host": (400, ASKED + b"Content-Length: 20\r\n\r\n" + BODY),
-    "two hosts": (400, ASKED + b"Host: h\r\nHost: h\r\nContent-Length: 20\r\n\r\n" + BODY),
     "two hosts in HTTP/1.0": (
         400,
         ASKED.replace(b"1.1", b"1.0") + b"Host: h\r\nHost: i\r\nContent-Length: 20\r\n\r\n" + BODY,
     ),
     **{
         f"host {host}": (400, ASKED + b"Host: " + host + b"\r\nContent-Length: 20\r\n\r\n" + BODY)
-        for host in (
-            b"a b",
-            b"a/b",
-            b"h@i",
-            b"h:x",
-            b"[::1",
-            b"h, h",
-            b"h?",
-            b"h#",
-            b"\xfc",
-            b"h\\i",
-        )
+        for host in (b"h:x", b"[::1", b"h, h", b"h?", b"h#", b"\xfc", b"h\\i")
     },
-    "chunked twice": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-    ),
     "chunked in two lines": (
         400,
         ASKED
         + b"Host: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
-    "no coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\r\n"),
-    "a comma for a coding": (400, ASKED + b"Host: h\r\nTransfer-Encoding: ,\r\n\r\n"),
-    "no coding beside one": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
-    ),
-    "an unknown coding": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip\r\n\r\n"),
-    "one before chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
-    "one after chunks": (501, ASKED + b"Host: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"),
-    "identity": (501, ASKED + b"Host: h\r\nTransfer-Encoding: identity\r\n\r\n"),
-    "two lengths": (
-        400,
-        ASKED + b"Host: h\r\nContent-Length: 20\r\nContent-Length: 20\r\n\r\n" + BODY,
-    ),
-    "lengths in a list": (400, ASKED + b"Host: h\r\nContent-Length: 20, 20\r\n\r\n" + BODY),
+    "a comma for a coding": (400, HEAD + b"Transfer-Encoding: ,\r\n\r\n"),
+    "no coding beside one": (400, HEAD + b"Transfer-Encoding: chunked,\r\n\r\n0\r\n\r\n"),
     **{
-        f"length {length[:9]}": (
-            400,
-            ASKED + b"Host: h\r\nContent-Length: " + length + b"\r\n\r\n" + BODY,
-        )
-        for length in (b"+20", b"-1", b"0x14", b"2 0", b"", b"20.0", b"9" * 5000)
+        f"length {length[:9]}": (400, HEAD + b"Content-Length: " + length + b"\r\n\r\n" + BODY)
+        for length in (b"2 0", b"9" * 5000)
     },
-    "bare line feeds": (400, b"GET /livez HTTP/1.1\nHost: h\n\n"),
-    "one bare line feed": (400, ASKED + b"Host: h\nX: y\r\nContent-Length: 20\r\n\r\n" + BODY),
     "a line feed at once": (400, b"\nGET /livez HTTP/1.1\r\nHost: h\r\n\r\n"),
-    "a bare carriage return": (400, ASKED + b"Host: h\r\nX: a\rb\r\n\r\n"),
-    "a folded line": (400, ASKED + b"Host: h\r\nX: a\r\n b\r\nContent-Length: 20\r\n\r\n" + BODY),
-    "a folded coding": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n",
-    ),
-    "space before the colon": (400, ASKED + b"Host: h\r\nContent-Length : 20\r\n\r\n" + BODY),
-    "an endless trailer": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 20_000,
-    ),
-    "an endless extension": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000,
-    ),
-    "an unclean trailer": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n",
-    ),
-    "a trailer without a colon": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA b\r\n\r\n",
-    ),
-    "a trailer of bare line feeds": (
-        400,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\n\r\n\r\n",
-    ),
-    "a huge chunk": (
-        413,
-        ASKED + b"Host: h\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
-    ),
+    "a folded coding": (400, HEAD + b"Transfer-Encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n"),
+    "an endless trailer": (400, IN_CHUNKS + b"0\r\n" + b"X: y\r\n" * 20_000),
+    "an endless extension": (400, IN_CHUNKS + b"1;" + b"x" * 100_000),
+    "an unclean trailer": (400, IN_CHUNKS + b"0\r\nA: b\n\n"),
+    "a trailer of bare line feeds": (400, IN_CHUNKS + b"0\r\nA: b\n\n\r\n\r\n"),
+    "a huge chunk": (413, IN_CHUNKS + b"FFFFFFFFFFFFFFFFF\r\n"),
     "a huge body that waits": (
         413,
-        ASKED + b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n",
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n",
     ),
-    "no path": (400, b"GET livez HTTP/1.1\r\nHost: h\r\n\r\n"),
-    "an authority": (400, b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n"),
     **{
         f"very many blanks {number}": (
             400,
@@ -797,7 +730,7 @@ REFUSED = {
             (b"\t" * 60_000, b" " * 60_000 + b"\x01", b"y" + b" \t" * 30_000)
         )
     },
-    "an endless head": (431, ASKED + b"Host: h\r\n" + b"X: y\r\n" * 20_000),
+    "an endless head": (431, HEAD + b"X: y\r\n" * 20_000),
 }
 
 

@@ -1,17 +1,11 @@
 """In a host site nothing of the host changes; two servers live in one process; other WSGI servers do."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, FakeServable, Rest, assert_error, fake_server, free_port
+from conftest import ROOT, FakeServable, Rest, assert_error, fake_server
 from flask import Flask, jsonify
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -236,46 +230,3 @@ def test_every_header_that_is_written_may_be_read():
     assert answer.status_code == 200
     exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
     assert {"X-Tensor-Shape", "X-Tensor-Dtype", "X-Request-Id", "Server-Timing"} <= set(exposed)
-
-
-# --- gunicorn ---------------------------------------------------------------------------------------------
-
-
-def test_gunicorn_with_threads(tmp_path):
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "-k",
-        "gthread",
-        "--threads",
-        "4",
-        "-b",
-        f"127.0.0.1:{port}",
-        "--chdir",
-        str(ROOT),
-        "serving:create_app('config.json')",
-    ]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            command, stderr=log, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/models/half_plus_two:predict",
-            b'{"instances": [1.0, 2.0, 5.0]}',
-        )
-        assert json.load(urllib.request.urlopen(request)) == {"predictions": [2.5, 3.0, 4.5]}
-        assert json.load(
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models/half%5Fplus_two")
-        )["model_version_status"]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, (tmp_path / "log").read_text()

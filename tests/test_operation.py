@@ -1243,7 +1243,7 @@ def test_schemathesis_finds_nothing(demo, tmp_path):
                 "-H",
                 f"Authorization: Bearer {demo.generated_key}",
                 "-n",
-                "8",
+                "4",
                 "--max-response-time",
                 "20",
                 "--exclude-checks",

@@ -123,62 +123,43 @@ def one_hot(server):
 
 
 def take_turns(folders):
-    """Six models of 24 MB take turns in a budget for three, one of them asked all the time."""
-    server = serve(folders[:6], memory_budget_mb=100)
-    assert ask(server, 1)
-    loads = []
-    first, original = (
-        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident,
-        server.state["on_demand"].load,
-    )
-    server.state["on_demand"].load = lambda entry: (
-        loads.append(entry.config.name),
-        original(entry),
-    )[1]
-    with one_hot(server):
-        for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
-            assert ask(server, number)
-            state = server.state["on_demand"].read()
-            assert (
-                state["used_mb"] <= 100
-                and 1 <= len(resident(server)) <= 4
-                and "m1" in resident(server)
-            )
-    assert "m1" not in loads and len(loads) == 10
-    assert (
-        next(e for e in server.state["on_demand"].entries if e.config.name == "m1").resident
-        is first
-    )
-    server.stop()
+    """Six models of 24 MB take turns in a budget for three, one of them asked all the time.
 
-
-def test_six_models_in_a_budget_for_three_all_answer_and_the_hot_one_stays(folders):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # as below
-        fresh.submit(take_turns, folders).result(120)
-
-
-def grow(folders):
-    """How many bytes the process grows by, at most, while six models of 24 MB take turns in a budget for three."""
+    Returns how many bytes the process grows by, at most.
+    """
     import psutil
 
     server = serve(folders[:6], memory_budget_mb=100)
     assert ask(server, 1)
+    entry = next(e for e in server.state["on_demand"].entries if e.config.name == "m1")
+    loads, first, load = [], entry.resident, server.state["on_demand"].load
+
+    def load_told(entry):
+        loads.append(entry.config.name)
+        return load(entry)
+
+    server.state["on_demand"].load = load_told
     before, most = psutil.Process().memory_full_info().uss, 0
     with one_hot(server):
         for number in (2, 3, 4, 5, 6, 2, 3, 4, 5, 6):
             assert ask(server, number)
+            state = server.state["on_demand"].read()
+            assert state["used_mb"] <= 100
+            assert 1 <= len(resident(server)) <= 4 and "m1" in resident(server)
             most = max(most, psutil.Process().memory_full_info().uss)
+    assert "m1" not in loads and len(loads) == 10
+    assert entry.resident is first
     server.stop()
     return most - before
 
 
-def test_models_that_leave_give_their_memory_back(folders):
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn")
-    ) as fresh:  # where no other test's memory comes and goes
-        assert (
-            fresh.submit(grow, folders).result(120) < 100 * MB
-        )  # three more of 24 MB, and what loading needs for a moment
+def test_six_models_in_a_budget_for_three_all_answer_the_hot_one_stays_and_memory_comes_back(
+    folders,
+):
+    # where no other test's memory comes and goes
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        grown = fresh.submit(take_turns, folders).result(120)
+    assert grown < 100 * MB  # three more of 24 MB, and what loading needs for a moment
 
 
 def test_the_least_recently_used_leaves_first_and_a_pinned_one_never(folders):
@@ -435,40 +416,39 @@ def test_who_has_a_model_loaded_gives_up_at_its_deadline_and_the_load_goes_on(
 
 
 STOPPED = """
-import threading, time
+import sys, threading
 import serving
-from serving_extensions import on_demand
 
-item = {{"name": "m", "base_path": {model!r}, "load": "on_demand"}}
-server = serving.ModelServer({{"model_config_list": [{{"config": item}}]}})
-server.wait(60)
-residency = server.state["on_demand"]
-load, begun = residency._load, threading.Event()
-made = []
-def slow(request):
-    for _ in range({times}):
-        made.append(load(request))
-        begun.set()
-    return made[-1]
-residency._load = slow
-trace = serving.Trace()
-trace.limit(0.001, None)
-try:
-    server.predict("m", {{"instances": [1.0]}}, trace=trace)
-except serving.ServingError as error:
-    print(error.message)
-begun.wait(60)
-server.stop({drain})
-print(len(made), made[-1].closed, flush=True)
+item = {"name": "m", "base_path": sys.argv[1], "load": "on_demand"}
+for drain in (True, False):
+    server = serving.ModelServer({"model_config_list": [{"config": item}]})
+    server.wait(60)
+    residency = server.state["on_demand"]
+    load, begun, made = residency._load, threading.Event(), []
+    def slow(request):
+        for _ in range(10):
+            made.append(load(request))
+            begun.set()
+        return made[-1]
+    residency._load = slow
+    trace = serving.Trace()
+    trace.limit(0.001, None)
+    try:
+        server.predict("m", {"instances": [1.0]}, trace=trace)
+    except serving.ServingError as error:
+        print(error.message)
+    begun.wait(60)
+    server.stop(drain)
+    print(len(made), made[-1].closed, flush=True)
 """
 
 
-@pytest.mark.parametrize("drain", [True, False])
-def test_a_server_that_stops_waits_for_a_load_and_frees_it(folders, drain):
+def test_a_server_that_stops_waits_for_a_load_and_frees_it(folders):
     """TensorFlow ends the process with "exception not rethrown" where its thread is ended."""
-    source = STOPPED.format(model=str(folders[0]), times=10, drain=drain)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
-    assert (done.stdout, done.returncode) == ("Model m is still being loaded\n10 True\n", 0)
+    command = [sys.executable, "-c", STOPPED, str(folders[0])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == 2 * "Model m is still being loaded\n10 True\n"
+    assert done.returncode == 0
 
 
 def test_a_budget_is_kept_when_a_model_that_stays_comes_and_when_it_is_lowered(monkeypatch):

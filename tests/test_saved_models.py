@@ -874,12 +874,38 @@ def test_openvinos_spellings_of_devices_place_models_where_there_is_one(tf):
 
 PLACEMENT = """
 import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import serving, numpy as np
+import serving, numpy as np, threading
 from conftest import load_model
 from pathlib import Path
 tf = serving.tensorflow()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+opened = []
+original = serving.open_session
+def open_session(folder, device, tags):
+    opened.append((device, original(folder, device, tags)))
+    return opened[-1][1]
+serving.open_session = open_session
+server = serving.ModelServer({{"model_config_list": [
+    {{"config": {{"name": "d", "base_path": {base_path!r}, "target_device": ["CPU:0", "CPU:1"], "instances": 2, "batching": False}}}},
+    {{"config": {{"name": "gone", "base_path": {base_path!r}, "target_device": ["CPU:1", "CPU:7"]}}}}]}})
+server.wait()
+print([device for device, _ in opened[:4]], server.readiness())
+state = server.status("gone")["model_version_status"][0]["status"]["error_message"]
+print(state.partition(":7")[0], "".join(state.partition("is not available")[1:2]))
+with server.lease("d", None, None) as (_, servable):
+    print(servable.device)
+values = np.random.default_rng(1).integers(0, 17, (16, 1, 8, 8)).astype(np.float32)
+alone = [server.predict("d", {{"instances": rows}})["predictions"] for rows in values]
+answers = [None] * 16
+def ask(index):
+    answers[index] = server.predict("d", {{"instances": values[index]}})["predictions"]
+threads = [threading.Thread(target=ask, args=(index,)) for index in range(16)]
+[thread.start() for thread in threads]; [thread.join() for thread in threads]
+print(all(np.array_equal(a, b) for a, b in zip(answers, alone)))
+server.stop()
+serving.open_session = original
+
 v1 = tf.compat.v1
 for number in (0, 1):
     device = f"CPU:{{number}}"
@@ -909,9 +935,15 @@ def python(source, timeout=300):
     return done.stdout
 
 
-def test_models_are_placed_on_the_device_they_ask_for():
-    out = python(PLACEMENT.format(root=str(ROOT), model=str(ROOT / "models/digits/1")))
-    assert out.splitlines() == [
+def test_models_are_placed_on_the_devices_they_ask_for():
+    """On each of several, and on one."""
+    base_path = ROOT / "models/digits"
+    given = {"root": str(ROOT), "model": str(base_path / "1"), "base_path": str(base_path)}
+    assert python(PLACEMENT.format(**given)).splitlines() == [
+        "['CPU:0', 'CPU:0', 'CPU:1', 'CPU:1'] ['gone']",
+        "target_device CPU is not available",
+        "CPU:0, CPU:0, CPU:1, CPU:1",
+        "True",
         "CPU:0 ['CPU:0']",
         "CPU:0 (2, 10)",
         "CPU:1 ['CPU:1']",

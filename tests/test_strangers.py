@@ -26,6 +26,7 @@ from conftest import NO_POLL, ROOT, Rest, assert_error
 import serving
 
 NAMES = [model.name for model in strangers.MODELS]
+ASKED = [model.name for model in strangers.MODELS if model.asks]
 SCRIPTS = {script.name: script for script in strangers.SCRIPTS}
 
 
@@ -236,6 +237,10 @@ def ask(rest: Rest, name: str, signature: str, inputs: dict[str, np.ndarray]) ->
     return post(rest, name, write_body(signature, inputs))
 
 
+def digest_of(answers: dict[str, list[bytes]]) -> str:
+    return hashlib.sha256(repr(answers).encode()).hexdigest()
+
+
 def post(rest: Rest, name: str, body: dict[str, Any]) -> bytes:
     """The body of the answer; one that is no 200 has its status in front."""
     response = rest.post(f"/v1/models/{name}:predict", body)
@@ -283,28 +288,6 @@ def unfrozen(exported):
     answers = exported.ask_all(server)
     server.stop()
     return answers
-
-
-@pytest.fixture(scope="module")
-def restarted(exported, tmp_path_factory):
-    """What three more servers answer: two in this process, one in a process of its own."""
-    path = tmp_path_factory.mktemp("restarted") / "answers"
-    with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(
-            python,
-            "exported = Exported(Path(sys.argv[1]))\n"
-            "answers = exported.ask_all(exported.serve(*NAMES))\n"
-            "Path(sys.argv[2]).write_bytes(pickle.dumps(answers))",
-            str(exported.folder),
-            str(path),
-        )
-        found = []
-        for _ in range(2):
-            again = exported.serve(*NAMES)
-            found.append(exported.ask_all(again))
-            again.stop()
-        assert other.result().returncode == 0, other.result().stderr.decode()[-2000:]
-    return [*found, pickle.loads(path.read_bytes())]
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -358,10 +341,10 @@ def test_rows_are_answered_as_columns_are(exported, server, answers, name):
             assert predictions == outputs
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_after_each_of_three_restarts_the_answers_are_the_same_bytes(answers, restarted, name):
-    for again in restarted:
-        assert again[name] == answers[name]
+@pytest.mark.parametrize("name", ASKED)
+def test_after_a_restart_the_answers_are_the_same_bytes(answers, provoked, name):
+    (digest,) = (told for *_, what, told in provoked[name] if what == "the right ones")
+    assert digest == digest_of(answers[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -579,7 +562,7 @@ def test_loading_and_reloading_leave_a_models_state_as_it_is_stored(exported, na
         server.stop()
 
 
-def test_loading_and_asking_change_no_file(exported, server, restarted):
+def test_loading_and_asking_change_no_file(exported, server, provoked):
     assert files_of(exported.folder) == exported.files
 
 
@@ -634,6 +617,7 @@ def provoke(folder: str, *names: str) -> None:
     for name in names:
         print(json.dumps([name]), flush=True)
         good = exported.ask(rest, name)
+        print(json.dumps([name, "", "", "the right ones", digest_of(good)]), flush=True)
         for signature, key, what, inputs in wrong_requests(exported, name):
             for body in write_bodies(signature, inputs):
                 answer = post(rest, name, body)[:2000].decode()
@@ -671,17 +655,16 @@ def provoke_all(exported: Exported, names: list[str]) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def provoked(exported):
-    names = [name for name in NAMES if exported.requests[name]]
     with ThreadPoolExecutor(2) as threads:
-        halves = threads.map(functools.partial(provoke_all, exported), (names[::2], names[1::2]))
+        halves = threads.map(functools.partial(provoke_all, exported), (ASKED[::2], ASKED[1::2]))
     return dict(item for half in halves for item in half.items())
 
 
-@pytest.mark.parametrize("name", [model.name for model in strangers.MODELS if model.asks])
+@pytest.mark.parametrize("name", ASKED)
 def test_tensors_of_a_wrong_shape_are_refused_by_their_inputs_name(provoked, name):
     answers = provoked[name]
     assert answers[-1][2:] == ["the right ones again", True], answers[-1]
-    for signature, key, what, answer in answers[:-1]:
+    for signature, key, what, answer in answers[1:-1]:
         assert answer.startswith("400 "), (signature, key, what, answer)
         error = json.loads(answer.removeprefix("400 "))["error"]
         assert re.search(rf"(?<!\w){re.escape(key)}(?!\w)", error), (signature, key, what, error)

@@ -77,7 +77,7 @@ def test_the_vendors_program_prints_the_predictions(language, tmp_path, server, 
     assert answer["predictions"] and (200, answer) == predict(server, DEPLOYMENTS[0])
 
 
-@pytest.mark.parametrize("language", PROGRAMS)
+@pytest.mark.parametrize("language", ["curl", "python", "fetch", "axios"])
 def test_the_vendors_program_shows_why_a_wrong_key_is_refused(language, tmp_path, server, picture):
     need(language)
     status, refusal = predict(server, DEPLOYMENTS[0], "wrong")

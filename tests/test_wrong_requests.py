@@ -106,637 +106,414 @@ def example(value, **others):
     return {"signature_name": "rank1", "examples": [value], **others}
 
 
-WRONG = [
-    # URLs: method, path, body, status, text
-    ("GET", "/v1/models/one/", "", 400, "Malformed request: GET /v1/models/one/"),
-    ("GET", "/v1//models/one", "", 400, "Malformed request: GET /v1//models/one"),
-    ("GET", "/v1/", "", 400, "Malformed request: GET /v1/"),
-    ("GET", "/v1/models/one/version/1", "", 400, "Malformed request: GET /v1/models/one/version/1"),
-    (
-        "GET",
-        "/v1/models/one/versions/x",
-        "",
-        400,
-        "Malformed request: GET /v1/models/one/versions/x",
-    ),
-    ("GET", "/v1/models/one/versions/1/labels/a", "", 400, "Malformed request: ..."),
-    ("GET", "/v1/models/one/versions/-1", "", 400, "Malformed request: ..."),
-    ("GET", "/v1/models/one:predict", "", 400, "Malformed request: GET /v1/models/one:predict"),
-    ("GET", "/v1/models/versions/1", "", 400, "Missing model name in request."),
-    (
-        "GET",
+def get(path, text, status=400):
+    return "GET", path, "", status, text
+
+
+def post(path, body, text, status=400):
+    return "POST", path, body, status, text
+
+
+WRONG = [  # method, path, body, status, text
+    # URLs
+    get("/v1/models/one/", "Malformed request: GET /v1/models/one/"),
+    get("/v1//models/one", "Malformed request: GET /v1//models/one"),
+    get("/v1/", "Malformed request: GET /v1/"),
+    get("/v1/models/one/version/1", "Malformed request: GET /v1/models/one/version/1"),
+    get("/v1/models/one/versions/x", "Malformed request: GET /v1/models/one/versions/x"),
+    get("/v1/models/one/versions/1/labels/a", "Malformed request: ..."),
+    get("/v1/models/one/versions/-1", "Malformed request: ..."),
+    get("/v1/models/one:predict", "Malformed request: GET /v1/models/one:predict"),
+    get("/v1/models/versions/1", "Missing model name in request."),
+    get(
         "/v1/models/one/versions/99999999999999999999",
-        "",
-        400,
         "Failed to convert version: 99999999999999999999 to numeric.",
     ),
-    ("POST", "/v1/models/one", "{}", 400, "Malformed request: POST /v1/models/one"),
-    ("POST", "/v1/models/one:PREDICT", "{}", 400, "Malformed request: POST /v1/models/one:PREDICT"),
-    (
-        "POST",
-        "/v1/models/one:predict/",
-        "{}",
-        400,
-        "Malformed request: POST /v1/models/one:predict/",
-    ),
-    ("POST", "/v1/models/:predict", "{}", 400, "Malformed request: POST /v1/models/:predict"),
-    ("POST", "/v1/config", "", 400, "Malformed request: POST /v1/config"),
-    ("GET", "/v1/config/reload", "", 400, "Malformed request: GET /v1/config/reload"),
+    post("/v1/models/one", "{}", "Malformed request: POST /v1/models/one"),
+    post("/v1/models/one:PREDICT", "{}", "Malformed request: POST /v1/models/one:PREDICT"),
+    post("/v1/models/one:predict/", "{}", "Malformed request: POST /v1/models/one:predict/"),
+    post("/v1/models/:predict", "{}", "Malformed request: POST /v1/models/:predict"),
+    post("/v1/config", "", "Malformed request: POST /v1/config"),
+    get("/v1/config/reload", "Malformed request: GET /v1/config/reload"),
     ("PUT", "/v1/models/one", "", 400, "Malformed request: PUT /v1/models/one"),
     ("DELETE", "/v1/models/one", "", 400, "Malformed request: DELETE /v1/models/one"),
     ("PATCH", P, "{}", 400, "Malformed request: PATCH /v1/models/one:predict"),
     ("OPTIONS", P, "", 400, "OPTIONS needs an Origin header with http:// or https://"),
-    ("POST", "/livez", "", 400, "Malformed request: POST /livez"),
+    post("/livez", "", "Malformed request: POST /livez"),
     # What is not there
-    ("GET", "/v1/models/nope", "", 404, "Could not find any versions of model nope"),
-    ("GET", "/v1/models/one/versions/7", "", 404, "Could not find version 7 of model one"),
-    ("GET", "/v1/models/one/labels/x", "", 400, "Unrecognized servable version label: x"),
-    ("GET", "/v1/models/nope/metadata", "", 404, "Servable not found for request: Latest(nope)"),
-    (
-        "GET",
+    get("/v1/models/nope", "Could not find any versions of model nope", 404),
+    get("/v1/models/one/versions/7", "Could not find version 7 of model one", 404),
+    get("/v1/models/one/labels/x", "Unrecognized servable version label: x"),
+    get("/v1/models/nope/metadata", "Servable not found for request: Latest(nope)", 404),
+    get(
         "/v1/models/one/versions/9/metadata",
-        "",
-        404,
         "Servable not found for request: Specific(one, 9)",
+        404,
     ),
-    (
-        "POST",
+    post(
         "/v1/models/nope:predict",
         '{"instances": [1]}',
-        404,
         "Servable not found for request: Latest(nope)",
+        404,
     ),
-    (
-        "POST",
+    post(
         "/v1/models/one/versions/99:predict",
         '{"instances": [1]}',
-        404,
         "Servable not found for request: Specific(one, 99)",
+        404,
     ),
-    (
-        "POST",
+    post(
         "/v1/models/one/labels/L:predict",
         '{"instances": [1]}',
-        400,
         "Unrecognized servable version label: L",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/nope/labels/L:predict",
         '{"instances": [1]}',
-        400,
         "Unrecognized servable version label: L",
     ),
-    (
-        "POST",
+    post(
         "/model-serving/nope:predict",
         '{"instances": [1]}',
-        404,
         "Servable not found for request: Latest(nope)",
+        404,
     ),
-    ("POST", "/v1/models/nope:predict", "{}", 404, "Servable not found for request: Latest(nope)"),
-    (
-        "POST",
+    post("/v1/models/nope:predict", "{}", "Servable not found for request: Latest(nope)", 404),
+    post(
         "/v1/models/nope:predict",
         "{",
-        400,
         "JSON Parse error: Missing a name for object member. at offset: 1",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/nope:classify",
         {"examples": [3]},
-        400,
         "Example must be JSON object but got JSON Number",
     ),
     # JSON
-    ("POST", P, "", 400, "JSON Parse error: The document is empty"),
-    ("POST", P, "  ", 400, "JSON Parse error: The document is empty. at offset: 2"),
-    ("POST", P, "nul", 400, "JSON Parse error: Invalid value. at offset: 0"),
-    ("POST", P, '{"instances": [1,]}', 400, "JSON Parse error: Invalid value. at offset: 17"),
-    (
-        "POST",
+    post(P, "", "JSON Parse error: The document is empty"),
+    post(P, "  ", "JSON Parse error: The document is empty. at offset: 2"),
+    post(P, "nul", "JSON Parse error: Invalid value. at offset: 0"),
+    post(P, '{"instances": [1,]}', "JSON Parse error: Invalid value. at offset: 17"),
+    post(
         P,
         '{"instances" [1]}',
-        400,
         "JSON Parse error: Missing a colon after a name of object member. at offset: 13",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": [1] "a"}',
-        400,
         "JSON Parse error: Missing a comma or '}' after an object member. at offset: 18",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": [1 2]}',
-        400,
         "JSON Parse error: Missing a comma or ']' after an array element. at offset: 17",
     ),
-    (
-        "POST",
-        P,
-        '{"instances": [1.]}',
-        400,
-        "JSON Parse error: Miss fraction part in number. at offset: ...",
+    post(
+        P, '{"instances": [1.]}', "JSON Parse error: Miss fraction part in number. at offset: ..."
     ),
-    (
-        "POST",
-        P,
-        '{"instances": [1e]}',
-        400,
-        "JSON Parse error: Miss exponent in number. at offset: ...",
-    ),
-    (
-        "POST",
+    post(P, '{"instances": [1e]}', "JSON Parse error: Miss exponent in number. at offset: ..."),
+    post(
         P,
         '{"instances": [1e309]}',
-        400,
         "JSON Parse error: Number too big to be stored in double. at offset: 15",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": ["a',
-        400,
         "JSON Parse error: Missing a closing quotation mark in string. at offset: 15",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": ["\\q"]}',
-        400,
         "JSON Parse error: Invalid escape character in string. at offset: ...",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": ["\\u12"]}',
-        400,
         "JSON Parse error: Incorrect hex digit after \\u escape in string. at offset: ...",
     ),
-    (
-        "POST",
+    post(
         P,
         '{"instances": ["\\ud800"]}',
-        400,
         "JSON Parse error: The surrogate pair in string is invalid. at offset: 15",
     ),
-    ("POST", P, "[" * 100_000, 400, "JSON Parse error: lists and objects are nested too deep"),
-    (
-        "POST",
+    post(P, "[" * 100_000, "JSON Parse error: lists and objects are nested too deep"),
+    post(
         P,
         '{"instances": [' + "1" * 5000 + "]}",
-        400,
         "JSON Parse error: Number too big to be stored in double. at offset: 15",
     ),
     # The request's object
-    ("POST", P, "[1]", 400, "JSON Value: [\n    1\n] Is not object"),
-    ("POST", P, "3", 400, "JSON Value: 3 Is not object"),
-    (
-        "POST",
+    post(P, "[1]", "JSON Value: [\n    1\n] Is not object"),
+    post(P, "3", "JSON Value: 3 Is not object"),
+    post(
         P,
         '{"signature_name": 3}',
-        400,
         'JSON Value: {\n    "signature_name": 3\n} not formatted correctly. '
         "'signature_name' key must be a string value.",
     ),
-    (
-        "POST",
+    post(
         P,
         {"signature_name": "nope", "instances": [1]},
-        400,
         'Serving signature name: "nope" not found in signature def',
     ),
-    (
-        "POST",
+    post(
         "/v1/models/none:predict",
         {"instances": [1]},
-        400,
         "Failed to get input map for signature: DEFAULT",
     ),
-    ("POST", P, "{}", 400, "Missing 'inputs' or 'instances' key"),
-    ("POST", P, {"instances": [1], "inputs": [1]}, 400, "JSON Value: {..."),
-    ("POST", P, {"instances": 3}, 400, "JSON Value: 3 Expecting 'instances' to be an list/array"),
-    ("POST", P, {"instances": []}, 400, "JSON Value: [] No values in 'instances' array"),
+    post(P, "{}", "Missing 'inputs' or 'instances' key"),
+    post(P, {"instances": [1], "inputs": [1]}, "JSON Value: {..."),
+    post(P, {"instances": 3}, "JSON Value: 3 Expecting 'instances' to be an list/array"),
+    post(P, {"instances": []}, "JSON Value: [] No values in 'instances' array"),
     # Rows
-    (
-        "POST",
+    post(
         TWO,
         {"instances": [1]},
-        400,
         "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
         "tensorinfo_map",
     ),
-    (
-        "POST",
-        P,
-        {"instances": [{"x": [1]}, [1]]},
-        400,
-        "Expecting object but got list at item 1 of input list",
+    post(
+        P, {"instances": [{"x": [1]}, [1]]}, "Expecting object but got list at item 1 of input list"
     ),
-    (
-        "POST",
+    post(
         P,
         {"instances": [[1], {"x": [1]}]},
-        400,
         "Expecting value/list but got object at item 1 of input list",
     ),
-    (
-        "POST",
+    post(
         P,
         {"instances": [{"x": 1, "q": 2}]},
-        400,
         "Failed to process element: 0 key: q of 'instances' list. Error: INVALID_ARGUMENT: "
         "JSON object: does not have named input: q",
     ),
-    (
-        "POST",
+    post(
         TWO,
         {"instances": [{"a": 1}]},
-        400,
         "Failed to process element: 0 of 'instances' list. JSON object: {\n    \"a\": 1\n} "
         "keys must be equal to: a,b",
     ),
-    (
-        "POST",
+    post(
         TWO,
         {"instances": [{"a": 1, "b": 2}, {"a": 1, "b": 1.5}]},
-        400,
         "Failed to process element: 1 key: b of 'instances' list. "
         "Error: INVALID_ARGUMENT: JSON Value: 1.5 Type: Number is not of expected type: int64",
     ),
-    (
-        "POST",
-        P,
-        {"instances": [[1, 2], [1, 2, 3]]},
-        400,
-        row(1, "Expecting tensor size: 2 but got: 3"),
-    ),
-    (
-        "POST",
-        P,
-        {"instances": [[1, 2], [[1, 2]]]},
-        400,
-        row(1, "Expecting shape [2] but got: [1,2]"),
-    ),
-    ("POST", P, {"instances": [1, [[1]]]}, 400, row(1, "Expecting shape [] but got: [1,1]")),
-    (
-        "POST",
+    post(P, {"instances": [[1, 2], [1, 2, 3]]}, row(1, "Expecting tensor size: 2 but got: 3")),
+    post(P, {"instances": [[1, 2], [[1, 2]]]}, row(1, "Expecting shape [2] but got: [1,2]")),
+    post(P, {"instances": [1, [[1]]]}, row(1, "Expecting shape [] but got: [1,1]")),
+    post(
         P,
         {"instances": [None]},
-        400,
         row(0, "JSON Value: null Type: Null is not of expected type: float"),
     ),
-    (
-        "POST",
+    post(
         P,
         {"instances": [[1], [True]]},
-        400,
         row(1, "JSON Value: true Type: True is not of expected type: float"),
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         {"signature_name": "complex64", "instances": [1]},
-        400,
         row(0, "Conversion of JSON Value: 1 to type: complex64", "UNIMPLEMENTED"),
     ),
     # Columns
-    (
-        "POST",
+    post(
         TWO,
         {"inputs": [1]},
-        400,
         "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
         "tensorinfo_map",
     ),
-    ("POST", TWO, {"inputs": {"a": 1}}, 400, "Missing named input: b in 'inputs' object."),
-    (
-        "POST",
+    post(TWO, {"inputs": {"a": 1}}, "Missing named input: b in 'inputs' object."),
+    post(
         P,
         {"inputs": [[1, 2], [3]]},
-        400,
         "Encountered list at unexpected size: 1 at level: 1 expected size: 2",
     ),
-    ("POST", P, {"inputs": [1, [2]]}, 400, "Encountered list at unexpected level: 1 expected < 1"),
-    (
-        "POST",
+    post(P, {"inputs": [1, [2]]}, "Encountered list at unexpected level: 1 expected < 1"),
+    post(
         P,
         {"inputs": [[1], 2]},
-        400,
         "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
     ),
-    ("POST", P, '{"inputs": ' + "[" * 300 + "1" + "]" * 300 + "}", 400, "tensor parsing error: x"),
+    post(P, '{"inputs": ' + "[" * 300 + "1" + "]" * 300 + "}", "tensor parsing error: x"),
     # Values and dtypes
-    (
-        "POST",
-        P,
-        {"inputs": ["1.0"]},
-        400,
-        'JSON Value: "1.0" Type: String is not of expected type: float',
-    ),
-    (
-        "POST",
+    post(P, {"inputs": ["1.0"]}, 'JSON Value: "1.0" Type: String is not of expected type: float'),
+    post(
         P,
         {"inputs": [{"a": 1}]},
-        400,
         'JSON Value: {\n    "a": 1\n} Type: Object is not of expected type: float',
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("int32", [1.0]),
-        400,
         "JSON Value: 1.0 Type: Number is not of expected type: int32",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("int32", [2**31]),
-        400,
         "JSON Value: 2147483648 Type: Number is not of expected type: int32",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("int32", [True]),
-        400,
         "JSON Value: true Type: True is not of expected type: int32",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         '{"signature_name": "int32", "inputs": [NaN]}',
-        400,
         "JSON Value: NaN Type: Number is not of ...",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("int64", [2**63]),
-        400,
         f"JSON Value: {2**63} Type: Number is not of expected type: int64",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("uint32", [-1]),
-        400,
         "JSON Value: -1 Type: Number is not of expected type: uint32",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("int8", [1, 300]),
-        400,
         "JSON Value: 300 at [1] is out of range for type: int8",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("uint8", [[1], [-1]]),
-        400,
         "JSON Value: -1 at [1][0] is out of range for type: uint8",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("bool", [1]),
-        400,
         "JSON Value: 1 Type: Number is not of expected type: bool",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/typed:predict",
         typed("string", [1]),
-        400,
         "JSON Value: 1 Type: Number is not of expected type: string",
     ),
-    (
-        "POST",
-        "/v1/models/typed:predict",
-        typed("string", [{"b64": "a", "c": 1}]),
-        400,
-        "JSON Value: {...",
-    ),
-    (
-        "POST",
-        "/v1/models/typed:predict",
-        typed("string", {"b64": "a-_="}),
-        400,
-        "Unable to base64 decode",
-    ),
-    (
-        "POST",
-        "/v1/models/typed:predict",
-        typed("string", {"b64": "a"}),
-        400,
-        "Unable to base64 decode",
-    ),
-    (
-        "POST",
+    post("/v1/models/typed:predict", typed("string", [{"b64": "a", "c": 1}]), "JSON Value: {..."),
+    post("/v1/models/typed:predict", typed("string", {"b64": "a-_="}), "Unable to base64 decode"),
+    post("/v1/models/typed:predict", typed("string", {"b64": "a"}), "Unable to base64 decode"),
+    post(
         "/v1/models/typed:predict",
         typed("complex64", [1]),
-        501,
         "Conversion of JSON Value: 1 to type: complex64",
+        501,
     ),
     # Outputs that rows cannot carry
-    (
-        "POST",
+    post(
         "/v1/models/out:predict",
         {"signature_name": "scalar", "instances": [1]},
-        400,
         "Tensor name: y has no shape information ",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/out:predict",
         {"signature_name": "uneven", "instances": [1]},
-        400,
         "Tensor name: z has inconsistent batch size: 1 expecting: 2",
     ),
-    (
-        "POST",
+    post(
         "/v1/models/out:predict",
         {"signature_name": "complex", "instances": [1]},
-        400,
         "Failed to write JSON value for tensor type: complex64",
     ),
     # Examples
-    (
-        "POST",
+    post(
         C,
         "{}",
-        400,
         "JSON Value: {} When method is classify, key 'examples' is expected and was not found",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": 3},
-        400,
         "JSON Value: {\n    \"examples\": 3\n} Expecting 'examples' value to be an list/array",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": []},
-        400,
         "JSON Value: {\n    \"examples\": []\n} 'examples' value is an empty array",
     ),
-    ("POST", C, {"examples": [[]]}, 400, "Example must be JSON object but got JSON Array"),
-    (
-        "POST",
-        C,
-        {"examples": [{}], "context": None},
-        400,
-        "Example must be JSON object but got JSON Null",
+    post(C, {"examples": [[]]}, "Example must be JSON object but got JSON Array"),
+    post(C, {"examples": [{}], "context": None}, "Example must be JSON object but got JSON Null"),
+    post(
+        C, example({"n": [10, 10.0]}), "Unexpected element type in feature: n expecting type: int64"
     ),
-    (
-        "POST",
-        C,
-        example({"n": [10, 10.0]}),
-        400,
-        "Unexpected element type in feature: n expecting type: int64",
+    post(
+        C, example({"n": [10.0, 10]}), "Unexpected element type in feature: n expecting type: float"
     ),
-    (
-        "POST",
-        C,
-        example({"n": [10.0, 10]}),
-        400,
-        "Unexpected element type in feature: n expecting type: float",
+    post(
+        C, example({"n": ["a", 10]}), "Unexpected element type in feature: n expecting type: bytes"
     ),
-    (
-        "POST",
-        C,
-        example({"n": ["a", 10]}),
-        400,
-        "Unexpected element type in feature: n expecting type: bytes",
-    ),
-    (
-        "POST",
-        C,
-        example({"n": None}),
-        400,
-        "Feature: n has element with unexpected JSON type: Null",
-    ),
-    (
-        "POST",
-        C,
-        example({"n": [[1]]}),
-        400,
-        "Feature: n has element with unexpected JSON type: Array",
-    ),
-    (
-        "POST",
-        C,
-        example({"n": {"a": 1}}),
-        400,
-        "Feature: n has element with unexpected JSON type: Object",
-    ),
-    (
-        "POST",
-        C,
-        example({"n": 2**63}),
-        400,
-        "Feature: n has uint64_t element. Only int64_t is supported.",
-    ),
-    ("POST", C, {"examples": [{}]}, 400, "No signature was found with the name: serving_default"),
-    (
-        "POST",
-        C,
-        {"examples": [{}], "signature_name": "two_inputs"},
-        400,
-        "Expected one input Tensor.",
-    ),
-    (
-        "POST",
+    post(C, example({"n": None}), "Feature: n has element with unexpected JSON type: Null"),
+    post(C, example({"n": [[1]]}), "Feature: n has element with unexpected JSON type: Array"),
+    post(C, example({"n": {"a": 1}}), "Feature: n has element with unexpected JSON type: Object"),
+    post(C, example({"n": 2**63}), "Feature: n has uint64_t element. Only int64_t is supported."),
+    post(C, {"examples": [{}]}, "No signature was found with the name: serving_default"),
+    post(C, {"examples": [{}], "signature_name": "two_inputs"}, "Expected one input Tensor."),
+    post(
         C,
         {"examples": [{}], "signature_name": "three"},
-        400,
         "Expected one or two output Tensors, found 3",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": [{}], "signature_name": "x"},
-        400,
         "No classification inputs found in SignatureDef: ...",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": [{}], "signature_name": "other"},
-        400,
         "Expected classification signature outputs to contain at least one of "
         '"classes" or "scores". Signature was: ...',
     ),
-    ("POST", C, example({}), 400, "Expected Tensor shape: [batch_size num_classes] but got [1]"),
-    (
-        "POST",
+    post(C, example({}), "Expected Tensor shape: [batch_size num_classes] but got [1]"),
+    post(
         C,
         {"examples": [{}], "signature_name": "labels"},
-        400,
         "Expected classes Tensor of DT_STRING. Got: DT_INT64",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": [{}], "signature_name": "double"},
-        400,
         "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": [{}, {}], "signature_name": "short"},
-        400,
         "Expected scores output batch size of 2. Got: 1",
     ),
-    (
-        "POST",
+    post(
         C,
         {"examples": [{}], "signature_name": "uneven"},
-        400,
         "Tensors class and score should match in dim_size(1). Got 3 vs. 1",
     ),
-    ("POST", R, {"examples": [{}], "signature_name": "x"}, 400, "Expected one output Tensor."),
-    (
-        "POST",
+    post(R, {"examples": [{}], "signature_name": "x"}, "Expected one output Tensor."),
+    post(
         R,
         {"examples": [{}], "signature_name": "x_regress"},
-        400,
         "No regression inputs found in SignatureDef: ...",
     ),
-    (
-        "POST",
+    post(
         R,
         {"examples": [{}], "signature_name": "other"},
-        400,
         "No regression outputs found in SignatureDef: ...",
     ),
-    (
-        "POST",
+    post(
         R,
         {"examples": [{}, {}], "signature_name": "wide"},
-        400,
         "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got [2,2]",
     ),
-    (
-        "POST",
+    post(
         R,
         {"examples": [{}, {}], "signature_name": "few"},
-        400,
         "Input batch size did not match output batch size: 2 vs. 3",
     ),
-    (
-        "POST",
+    post(
         R,
         {"examples": [{}], "signature_name": "whole"},
-        400,
         "Expected output Tensor of DT_FLOAT.  Got: DT_INT64",
     ),
 ]

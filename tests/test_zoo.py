@@ -4,8 +4,6 @@ Every reader here is a project's own post-processing, written out by loops.
 """
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -360,12 +358,10 @@ def test_those_that_are_told_are_ready(everything):
     assert sorted(everything.manager.deployment_problems()) == sorted(REFUSED)
 
 
-def test_check_refuses_the_same_without_loading(everything):
-    path = str(everything.manager.path)
-    command = [sys.executable, str(ROOT / "serving.py"), "--check", "--config", path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    wrong = [line for line in done.stdout.splitlines() if line.startswith("wrong: ")]
-    assert done.returncode == 2
+def test_check_refuses_the_same_without_loading(everything, capsys):
+    assert serving.main(["--check", "--config", str(everything.manager.path)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    wrong = [line for line in lines if line.startswith("wrong: ")]
     problems = everything.manager.deployment_problems()
     assert sorted(wrong) == sorted(f"wrong: {problem}" for problem in problems.values())
 
@@ -390,9 +386,7 @@ def test_a_deployment_that_says_nothing_of_pictures_may_name_any_model(tmp_path,
     answer = rest.post("/halves/predict", body, headers=bearer(server.generated_key))
     assert answer.status_code == (400 if is_ready else 503)
     assert "input 'x'" in answer.json["error"]
-    command = [sys.executable, str(ROOT / "serving.py"), "--check", "--config", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode == 0) is is_ready, done.stdout
+    assert (serving.main(["--check", "--config", str(path)]) == 0) is is_ready
     server.stop()
 
 

@@ -8463,7 +8463,7 @@ def view_ready(server: ModelServer, call: Call) -> Reply:
     if waiting := server.readiness():
         which = ", ".join(waiting)
         if server.config.auth.protect == "all":  # names are only for callers with a key
-            which = f"{len(waiting)} models, deployments or handlers; see the server's log"
+            which = f"{len(waiting)} missing; see the server's log"
         raise ServingError(f"Not ready: {which}", "UNAVAILABLE")
     return reply({"status": "ready", "ready": True})
 

@@ -51,13 +51,21 @@ class ServerOfMany(serving.ModelServer):
     def reload(self, timeout: float = RELOAD_SECONDS) -> tuple[int, dict[str, Any]]:
         """Reload every replica, which may take `timeout` seconds.
 
-        Returns the answer with the highest status: of a failure, else of a change.
+        Returns the answer with the highest status: of a failure, else of a change. Raises
+        ServingError DEADLINE_EXCEEDED if a replica takes longer.
         """
         context = serve.get_replica_context()
         calls = serve.get_deployment_handle(context.deployment, context.app_name).broadcast(
             "reload_alone"
         )
-        found = calls.results(timeout_s=min(timeout, RELOAD_SECONDS), return_exceptions=True)
+        seconds = max(0, min(timeout, RELOAD_SECONDS))
+        try:
+            found = calls.results(timeout_s=seconds, return_exceptions=True)
+        except TimeoutError as error:  # until the replicas are known
+            found = [error]
+        if any(isinstance(answer, TimeoutError) for answer in found):
+            late = "A replica takes longer to load than the request's timeout"
+            raise serving.ServingError(late, "DEADLINE_EXCEEDED")
         # a replica that ended meanwhile is replaced and reads everything again
         answers = [answer for answer in found if isinstance(answer, tuple)]
         return max(answers, key=lambda answer: answer[0]) if answers else self.reload_alone()

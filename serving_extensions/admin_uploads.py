@@ -55,7 +55,7 @@ def options_of(server: ModelServer, what: Any) -> Admin:
         return options
     wanted = "true" if what is True else f'"{what}"'
     raise ServingError(
-        f'Uploads are off: the config has no "admin": {{"upload": {wanted}}}', "PERMISSION_DENIED"
+        f'This needs "admin": {{"upload": {wanted}}} in the config', "PERMISSION_DENIED"
     )
 
 

@@ -23,6 +23,7 @@ from conftest import (
     ROOT,
     FakeServable,
     Rest,
+    assert_error,
     bearer,
     fake_server,
     free_port,
@@ -803,11 +804,16 @@ def retryable(ray_serve, monkeypatch):
     return ray_serve.Retryable
 
 
-def test_a_reload_on_ray_is_answered_for_all_replicas(ray_serve, monkeypatch):
+@pytest.mark.parametrize(
+    ("other", "status", "told"),
+    [(OSError(), 412, "one"), (TimeoutError(), 504, "A replica takes longer to load than...")],
+)
+def test_a_reload_on_ray_is_answered_for_all_replicas(ray_serve, monkeypatch, other, status, told):
+    """Ray gives the error of a replica that ended, or is late, in the place of its answer."""
     server = ray_serve.ServerOfMany({"model_config_list": []})
 
     def broadcast(method):
-        found = [(200, {}), getattr(server, method)(), (412, {"error": "one"}), OSError()]
+        found = [(200, {}), getattr(server, method)(), (412, {"error": "one"}), other]
         return types.SimpleNamespace(results=lambda **options: found)
 
     names = {
@@ -815,8 +821,7 @@ def test_a_reload_on_ray_is_answered_for_all_replicas(ray_serve, monkeypatch):
         "get_deployment_handle": lambda *names: types.SimpleNamespace(broadcast=broadcast),
     }
     monkeypatch.setattr(ray_serve, "serve", types.SimpleNamespace(**names))
-    answer = Rest(server).post("/v1/config/reload")
-    assert (answer.status_code, answer.json) == (412, {"error": "one"})
+    assert_error(Rest(server).post("/v1/config/reload"), status, told)
 
 
 def ending(times, seen):

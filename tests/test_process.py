@@ -406,6 +406,7 @@ models = [{"config": {"name": "m", "base_path": "models/half_plus_two"}}]
 server, stop = serving.ModelServer({"model_config_list": models}), threading.Event()
 def ask():
     try:
+        server.wait(300)
         print(server.predict("m", {"instances": [1.0]})["predictions"].tolist())
     finally:
         stop.set()

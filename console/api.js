@@ -59,7 +59,7 @@ export const load = (name) => import(`./${name}.js`).catch(unreachable);
 let askForKey = async () => {};
 export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
-/** `fetch`; what no browser sends or a lost file is no server that is gone. */
+/** `fetch`; a wrong request or a lost file does not mean a lost server. */
 async function send(url, options) {
 	try {
 		return await fetch(url, options);

@@ -18,7 +18,7 @@ export class Compare {
 		this.result = make("div", {hidden: true}, make("label", "Divider ", this.slider), (this.list = make("div")));
 		this.element = details("Compare with…", bar(select("Deployment", ready, (id) => this.choose(id), panel.one.id), this.versions,
 			select("Routines", [["", "the same"], ["without", "without those of the request"]], (value) => (this.without = value)), this.caller.buttons), this.caller.error, this.result);
-		this.element.ontoggle = () => this.element.open || panel.result.draw(this.clear());
+		this.element.ontoggle = () => this.element.open || (this.clear(), panel.result.draw());
 		this.choose(panel.one.id);
 	}
 

@@ -14,7 +14,7 @@ function morphChildren(old, fresh) {
 	let at = old.firstChild;
 	for (const next of [...fresh.childNodes]) {
 		const key = next.dataset?.key, found = key ? keyed.get(key) : at && !at.dataset?.key ? at : null;
-		keyed.delete(key); // of rows with one key each is its own
+		keyed.delete(key); // rows of equal keys stay apart
 		if (found && found !== at) old.insertBefore(found, at);
 		if (!found || found.nodeName !== next.nodeName) {
 			old.insertBefore(next, at);

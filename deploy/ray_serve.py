@@ -61,7 +61,7 @@ class ServerOfMany(serving.ModelServer):
         seconds = max(0, min(timeout, RELOAD_SECONDS))
         try:
             found = calls.results(timeout_s=seconds, return_exceptions=True)
-        except TimeoutError as error:  # until the replicas are known
+        except TimeoutError as error:  # of asking Ray for the replicas
             found = [error]
         if any(isinstance(answer, TimeoutError) for answer in found):
             late = "A replica takes longer to load than the request's timeout"

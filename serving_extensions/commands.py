@@ -117,8 +117,8 @@ def report(server: ModelServer, address: str) -> None:
     defaults = server.config.default_deployment
     deployments = sorted(server.config.deployments, key=lambda one: one.id not in defaults)
     for deployment in [one for one in deployments if takes_pictures(server, one)][:1]:
-        samples = list_samples(server, deployment)
-        picture = os.path.relpath(samples[0]) if samples else "picture.jpg"
+        sample, *_ = [*list_samples(server, deployment), "picture.jpg"]
+        picture = min(os.path.relpath(sample), os.path.abspath(sample), key=len)
         data = f"--data-binary {shlex.quote('@' + picture)}"
         url = address + url_of(view_predict_image, deployment=deployment.id)
         print(f"        curl{curl_key(server)} {data} {url}", flush=True)

@@ -10270,7 +10270,7 @@ def main(
         print(f"serving: {error}", file=sys.stderr)
         return 2
     parser = build_parser(extensions)
-    given = spell_command(sys.argv[1:] if arguments is None else arguments)
+    given = spell_command(parser, sys.argv[1:] if arguments is None else arguments)
     refuse_foreign(parser, given)
     options, rest = parser.parse_known_args(given)
     refuse_unknown(parser, rest, commands(extensions))
@@ -10290,15 +10290,19 @@ def main(
     return 2
 
 
-def spell_command(arguments: Sequence[str]) -> list[str]:
+def spell_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Turn a command given as the first word, `serving doctor`, into its option, `--doctor`, unless
-    a path of that name exists.
+    a path of that name exists. Exits with status 2 for a misspelled one.
     """
     serving = {name for names in TITLES.values() for name in names}
-    known = {names[0] for names, _ in OPTIONS if names[0] not in (*serving, "--to")}
+    known = [names[0][2:] for names, _ in OPTIONS if names[0] not in (*serving, "--to")]
     first = "".join(arguments[:1])
-    if f"--{first}" in known and not os.path.lexists(first):
+    if os.path.lexists(first):
+        return list(arguments)
+    if first in known:
         return [f"--{first}", *arguments[1:]]
+    if not first.startswith("-") and (close := similar_key(first, known)):
+        parser.error(f"{first}: no such file, folder or command; did you mean 'serving {close}'?")
     return list(arguments)
 
 

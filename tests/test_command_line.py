@@ -421,6 +421,10 @@ def test_a_command_needs_no_dashes_where_no_file_has_its_name(tmp_path, monkeypa
     none = "there is no model in this folder, and no config.json"
     assert refusal(capsys, "check") == (2, f"serving: check: {none}")
     assert refusal(capsys, "host")[1] == "serving: host: No such file or directory"
+    error = (
+        "serving: error: docter: no such file, folder or command; did you mean 'serving doctor'?"
+    )
+    assert refusal(capsys, "docter") == refusal(capsys, "docter", "x.json") == (2, error)
 
 
 def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, capsys):

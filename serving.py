@@ -5297,8 +5297,8 @@ class ModelManager:
         self._label_files = label_files(config)
         self.prepared = prepare(config)
         self._poll_seconds = poll_seconds  # from the command line; overrides the config's value
-        self.path, self._text = path, text  # the config file, and its bytes when last read
-        self.text = text  # bytes of the config in force
+        self._given, self.path = path, path and path.absolute()  # the config file, as it is printed
+        self._text = self.text = text  # its bytes when last read, and those in force
         self._load, self.list_versions = load, list_versions
         self._config_failed = False
         self._config_error = self._missing = ""  # why the file's present text is not in force
@@ -5323,8 +5323,8 @@ class ModelManager:
     @property
     def name(self) -> str:
         """What is served, for the start-up line: the config file, or the models by name."""
-        if self.path:
-            return str(self.path)
+        if self._given:
+            return str(self._given)
         return ", ".join(model.name for model in self.config.models) or "no models"
 
     # --- readers --------------------------------------------------------------------------------
@@ -7104,7 +7104,7 @@ class ModelServer:
     ):
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         if text is None:
-            text = read_file(path) if path else b""  # read once: the manager keeps what is parsed
+            text = read_file(path.absolute()) if path else b""  # read once: the manager keeps it
         self.extensions = named_once(installed() if extensions is None else extensions)
         config = load_config(source, text if path else None, config_kind(self.extensions))
         # Hooks around each request; those left at their default, which does nothing, are skipped.
@@ -9215,12 +9215,29 @@ def within(site: Flask, door: Door) -> Door:
     return dataclasses.replace(door, check=ask)
 
 
-blueprint_numbers = itertools.count(1)
+class ServerBlueprint(Blueprint):
+    """The URLs of a server. Its name depends on the site alone: `serving`, or the first of
+    `serving2`, `serving3`, ... that no other blueprint of the site has.
+    """
+
+    def __init__(self, door: Door):
+        super().__init__("serving", __name__)
+        self.door = door
+        self.record(functools.partial(add_rules, door))
+
+    def register(self, app: Any, options: dict[str, Any]) -> None:
+        """Register with a site; `name` among the options takes precedence."""
+        if "name" not in options:
+            others = (name for name, one in app.blueprints.items() if one is not self)
+            taken = {name.rpartition(".")[2] for name in others}  # nested ones have dotted names
+            names = itertools.chain(["serving"], map("serving{}".format, itertools.count(2)))
+            self.name = next(name for name in names if name not in taken)
+        super().register(app, options)
 
 
 def create_blueprint(
     source: Source, authorize: Callable[[Any], Any] | None = None, *, eager: bool = False
-) -> Blueprint:
+) -> ServerBlueprint:
     """The server's URLs as a Flask blueprint:
     `site.register_blueprint(create_blueprint("config.json"), url_prefix="/ml")`.
 
@@ -9252,11 +9269,7 @@ def create_blueprint(
             "metrics and reloads are open to everybody, as TensorFlow Serving's are: "
             'to protect these too, write "auth": {"protect": "all"} into the config'
         )
-    number = next(blueprint_numbers)
-    blueprint = Blueprint("serving" if number == 1 else f"serving{number}", __name__)
-    blueprint.door = door  # type: ignore[attr-defined]
-    blueprint.record(functools.partial(add_rules, door))
-    return blueprint
+    return ServerBlueprint(door)
 
 
 REST = "<serving_rest:serving_rest>"
@@ -9353,7 +9366,7 @@ def create_app(
     """
     app = Flask("serving", root_path=str(Path(__file__).parent), static_folder=None)
     blueprint = create_blueprint(source, authorize, eager=eager)
-    door: Door = blueprint.door  # type: ignore[attr-defined]
+    door = blueprint.door
     app.register_blueprint(blueprint)
     app.add_url_rule("/", "respond_root", make_view(within(app, door), "/"), methods=METHODS)
 
@@ -10285,7 +10298,7 @@ def main(
         except NotFound as error:
             place, problem = options.config or options.path or "config", error.message
         except OSError as error:
-            place, problem = error.filename, tell_os_error(error, options)
+            place, problem = spell_file(error, options), tell_os_error(error, options)
     print(f"serving: {f'{place}: ' if place else ''}{problem}", file=sys.stderr)
     return 2
 
@@ -10304,6 +10317,12 @@ def spell_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     if not first.startswith("-") and (close := similar_key(first, known)):
         parser.error(f"{first}: no such file, folder or command; did you mean 'serving {close}'?")
     return list(arguments)
+
+
+def spell_file(error: OSError, options: argparse.Namespace) -> Any:
+    """The file of an error; the config as it was given."""
+    given = options.config or options.path or "config.json"
+    return given if error.filename == str(Path(given).absolute()) else error.filename
 
 
 def tell_os_error(error: OSError, options: argparse.Namespace) -> str:

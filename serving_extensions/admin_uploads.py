@@ -257,7 +257,7 @@ def relative(server: ModelServer, path: Path) -> str:
     Of a config that is a link that is the link's folder, where relative paths start.
     """
     assert server.manager.path is not None  # else it cannot be written, which was looked at
-    folder = Path(os.path.realpath(server.manager.path.absolute().parent))
+    folder = Path(os.path.realpath(server.manager.path.parent))
     real = Path(os.path.realpath(path))
     return real.relative_to(folder).as_posix() if real.is_relative_to(folder) else str(real)
 

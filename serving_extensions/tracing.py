@@ -20,11 +20,12 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
     if api is None or not hasattr(api.get_tracer_provider(), "add_span_processor"):
         return
     spans = api.get_tracer("serving")
+    inside_site = is_within(api)
     begin = time.time_ns() - int(1e9 * (time.perf_counter() - (trace.queued or trace.start)))
     span = spans.start_span(
         f"{line['method']} {line['route']}",
-        context=None if is_within(api) else parent_of(trace),
-        kind=api.SpanKind.SERVER,
+        context=None if inside_site else parent_of(trace),
+        kind=api.SpanKind.INTERNAL if inside_site else api.SpanKind.SERVER,
         start_time=begin,
         attributes=attributes_of(line, trace),
     )
@@ -40,7 +41,7 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
 
 
 def is_within(api: Any) -> bool:
-    """Whether the site has a span for the request: ours becomes its child by default."""
+    """Whether the site has a span for the request, the SERVER one: ours becomes its child."""
     return api.get_current_span().get_span_context().is_valid
 
 

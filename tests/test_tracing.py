@@ -38,7 +38,7 @@ with trace.get_tracer("site").start_as_current_span("of the site"):
     rest.post("/v1/models/f:predict", {body!r}, headers={{"traceparent": {parent!r}}})
 print(json.dumps([
     [span.name, format(span.context.trace_id, "032x"), span.parent and format(span.parent.span_id, "016x"),
-     format(span.context.span_id, "016x"), span.start_time, span.end_time, dict(span.attributes)]
+     format(span.context.span_id, "016x"), span.start_time, span.end_time, dict(span.attributes), span.kind.name]
     for span in exporter.get_finished_spans()]))
 """
 
@@ -59,6 +59,7 @@ def test_a_request_is_a_span_of_its_caller_with_its_parts():
     (sites,) = [span for span in spans if span[0] == "of the site"]
     assert (fourth[1], fourth[2]) == (sites[1], sites[3]), "below the site's own span"
     assert fourth[6]["error.type"] == "500" and "error.type" not in third[6]
+    assert [span[7] for span in whole] == ["SERVER"] * 3 + ["INTERNAL"], "one SERVER span a request"
     for span in whole:
         assert {name for name in span[6] if not name.startswith("serving.")} - {"error.type"} == {
             "http.request.method",  # what the conventions require of a server's span, ...
@@ -68,7 +69,7 @@ def test_a_request_is_a_span_of_its_caller_with_its_parts():
         }, "... and no http.route, which is a template of a path"
     parts = [span for span in spans if span[2] == first[3]]
     assert "inference" in {span[0] for span in parts}
-    for name, trace, _, _, start, end, _ in parts:
+    for name, trace, _, _, start, end, *_ in parts:
         assert trace == version and first[4] <= start <= end <= first[5] + 1_000_000, name
 
 

@@ -361,6 +361,18 @@ def test_config_that_vanished(tmp_path):
     assert edited.reload()[0] == 200
 
 
+def test_a_config_is_read_at_one_place_wherever_the_process_goes(tmp_path, monkeypatch):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(config("a")))
+    monkeypatch.chdir(tmp_path)
+    server = start(Disk(a=[1], b=[1]), "config.json")
+    monkeypatch.chdir("else")
+    assert server.reload()[0] == 200
+    (tmp_path / "else/config.json").write_text(json.dumps(config("b")))
+    assert server.reload()[0] == 200 and [model.name for model in server.config.models] == ["a"]
+    assert server.manager.name == "config.json", "the start line spells it as it was given"
+
+
 def test_good_part_of_a_config_is_applied_and_the_bad_part_told(tmp_path):
     edited = Edited(tmp_path, Disk(a=[1], b=[1]), "a")
     edited.write("a", "missing", "b", {"name": "a", "base_path": "b"})

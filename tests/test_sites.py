@@ -28,6 +28,9 @@ from conftest import (
     image_bytes,
     until,
 )
+from flask_limiter import Limiter
+from flask_limiter.util import get_remote_address
+from flask_wtf.csrf import CSRFProtect
 from PIL import Image
 from sites import csrf, factory, limited, members, shared
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -66,6 +69,24 @@ def test_flask_limiter_counts_the_servers_urls_alone(server):
     statuses = [client.post("/ml/v1/models/m:predict", **PREDICT).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
     assert [client.get("/").status_code for _ in range(4)] == [200] * 4
+
+
+def test_flask_limiter_and_flask_wtf_tell_a_second_server_from_the_first():
+    site = flask.Flask("site")
+    site.secret_key = "of a test"
+    protect = CSRFProtect(site)
+    limiter = Limiter(get_remote_address, app=site, storage_uri="memory://")
+    blueprints = [serving.create_blueprint(fake_server({"m": FakeServable()})) for _ in range(2)]
+    protect.exempt(blueprints[1])
+    for index, blueprint in enumerate(blueprints):
+        site.register_blueprint(blueprint, url_prefix=f"/{index}")
+    limiter.limit("1 per minute")(blueprints[1])
+    client = site.test_client()
+    statuses = [
+        client.post(f"/{index}/v1/models/m:predict", **PREDICT).status_code
+        for index in (0, 0, 1, 1)
+    ]
+    assert statuses == [400, 400, 200, 429]
 
 
 def test_a_default_limit_of_the_whole_site_holds_for_the_servers_urls(server):
@@ -360,6 +381,35 @@ def test_one_server_may_be_mounted_twice_and_each_is_told_by_its_name(server):
     for prefix in ("/one", "/two"):
         assert client.post(f"{prefix}/v1/models/m:predict", **PREDICT).json == ANSWER
     assert site.extensions["serving"] == {blueprint.name: server, "second": server}
+
+
+def test_a_config_that_is_not_there_is_told_with_the_folder_that_was_searched(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        serving.create_blueprint("config.json")
+    assert caught.value.filename == str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_the_names_of_blueprints_depend_on_their_site_alone(is_nested):
+    called = []
+    for _ in range(2):  # a factory's sites, in one process
+        site, servers = flask.Flask("site"), {}
+        site.before_request(lambda: called.append(flask.request.blueprint))
+        for name in ("serving", "serving2"):
+            servers[name] = fake_server({"m": FakeServable()})
+            blueprint = serving.create_blueprint(servers[name])
+            parent = flask.Blueprint(f"of_{name}", __name__) if is_nested else site
+            parent.register_blueprint(blueprint, url_prefix=f"/{name}")
+            if is_nested:
+                site.register_blueprint(parent)
+            assert site.extensions["serving"][blueprint.name] is servers[name]
+        assert site.extensions["serving"] == servers
+        for name in servers:
+            assert site.test_client().post(f"/{name}/v1/models/m:predict", **PREDICT).json == ANSWER
+    assert called == 2 * [f"of_{name}.{name}" if is_nested else name for name in servers]
 
 
 # --- hooks that read the body -----------------------------------------------------------------------------

@@ -9197,8 +9197,8 @@ def list_urls(server: ModelServer) -> list[str]:
 
 
 def within(site: Flask, door: Door) -> Door:
-    """The door of a server mounted in a site. Errors of the site's check are answered as in the
-    site's own views: by its `errorhandler`, if it has one for them.
+    """The door of a server mounted in a site. Exceptions of the site's check, but for HTTP errors,
+    are answered as in the site's own views: by its `errorhandler`, if it has one for them.
     """
     check = door.check
     if check is None:
@@ -9244,10 +9244,11 @@ def create_blueprint(
     The blueprint answers its own errors; the site's error pages, hooks and other URLs stay as they
     are. Models begin to load in the background with the first request that needs them, or with
     `start`; with `eager`, now, and this call waits for TensorFlow's import. The server is
-    `site.extensions["serving"][blueprint.name]`.
+    `site.extensions["serving"][blueprint.name]`, the name given by the registration.
     `authorize(request)` replaces keys: True, or the caller's name for the log, lets the request
-    in; False and None are answered 401; it may also call `flask.abort`, or raise an error that the
-    site has an `errorhandler` for. Raises ConfigError.
+    in; False and None are answered 401. An HTTP error, such as `flask.abort` raises, is answered by
+    the server, any other exception by the site's `errorhandler` for its class, else with 500.
+    Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
     """
     door = Door(as_server(source), authorize)
     door.server._mounted = True
@@ -9362,7 +9363,7 @@ def create_app(
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`.
 
     Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
-    the like. The server is in `app.extensions["serving"]`. Raises ConfigError.
+    the like. The server is `app.extensions["serving"]["serving"]`. Raises ConfigError.
     """
     app = Flask("serving", root_path=str(Path(__file__).parent), static_folder=None)
     blueprint = create_blueprint(source, authorize, eager=eager)

@@ -17,6 +17,7 @@ import flask
 import numpy as np
 import pytest
 from conftest import ROOT, FakeDetector, FakeServable, Rest, bearer, config, fake_server, key_entry
+from werkzeug.exceptions import Forbidden, HTTPException
 
 import serving
 from serving_extensions import catalogue, console, quotas
@@ -690,6 +691,20 @@ def test_an_error_of_a_sites_check_is_answered_as_the_site_answers_it(is_handled
     else:
         assert response.status_code == 500 and "Missing cookie" not in response.text
         assert "NoToken: Missing cookie" in caplog.text
+
+
+@pytest.mark.parametrize("error, status", [(Forbidden(), 403), (RuntimeError("odd"), 500)])
+def test_the_server_answers_what_is_no_exception_of_the_sites_own(error, status):
+    def check(request):
+        raise error
+
+    server = fake_server({"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}])
+    site = flask.Flask("site")
+    site.register_blueprint(serving.create_blueprint(server, authorize=check), url_prefix="/ml")
+    for handled in (403, 500, HTTPException):
+        site.register_error_handler(handled, lambda error: ("the site's page", 418))
+    response = site.test_client().post("/ml/predict", data=PICTURE)
+    assert (response.status_code, response.json["code"]) == (status, status)
 
 
 def test_a_mounted_server_without_keys_says_where_its_key_is(caplog):

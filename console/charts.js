@@ -105,7 +105,7 @@ export function sparkline(values) {
 
 /** Bars of `[name, value]` on a scale of 0..`most`. */
 export function bars(rows, most = 1) {
-	return make("div.bars", {role: "group", label: "Chart"}, rows.map(([name, value]) =>
+	return make("div", {role: "group", label: "Chart"}, rows.map(([name, value]) =>
 		make("div.barrow", make("span", name), make("span.track", make("i", {style: `width:${clamp(value / most, 0, 1) * 100}%`})),
 			make("span.number", Number.isInteger(value) ? value : value.toFixed(3)))));
 }

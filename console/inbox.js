@@ -147,11 +147,9 @@ class Inbox {
 	}
 
 	judge(verdict) {
-		const one = this.chosen, place = this.listed.indexOf(one);
-		if (!one) return;
-		const next = this.listed[place + 1] ?? one;
+		const one = this.chosen;
 		this.undone.push([one, one.verdict]);
-		this.note(one, verdict, next);
+		this.note(one, verdict, this.listed[this.listed.indexOf(one) + 1] ?? one);
 	}
 
 	undo() {

@@ -31,7 +31,7 @@ export async function show(root, names) {
 	const read = async () => {
 		try {
 			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
-			if (asked !== chosen.window) return null;
+			if (asked !== chosen.window) return;
 			[seen, wrong] = [answer, ""];
 		} catch (error) {
 			wrong = error.status ? error.message : "";
@@ -56,24 +56,22 @@ function drawAll(seen, one, name, redraw) {
 		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", `Nothing called ‘${name}’ had requests in this time.`), all && [groups(seen, redraw), quotas(seen)]);
 }
 
-function now({server, limits}, one) {
-	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
-	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
-		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
-		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
-	return tiles("Now", all);
+function now({server, limits}, {total}) {
+	const last = (name) => server[name].findLast((value) => value != null);
+	return tiles("Now", {Requests: total.requests.toLocaleString(), Errors: total.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
+		"p50, p99": total.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
+		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()});
 }
 
 function charts({time, server}, one, isAll) {
-	const known = (values) => values?.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
+	const known = (values) => values.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
 	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => known(values)));
-	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / 2 ** 20)});
-	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
-		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
-	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
+	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values.map((value) => value && value / 2 ** 20)});
+	return [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
+		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes),
+		isAll && [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
 		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
-		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
-	return [...own, ...process];
+		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent}, {unit: " %"})]];
 }
 
 function batches(sizes) {
@@ -101,16 +99,13 @@ function groups({series}, redraw) {
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
 			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
 	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
-	made.id = "watch-groups";
-	return make("section.part", {"data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
+	return make("section.part", {id: "watch-groups", "data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
 }
 
 function quotas({quotas: all, now}) {
 	if (!all.length) return null;
 	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, label: `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
-	const made = table(["Key", "Calls used", "Share", "Resets"], rows, "Quotas");
-	made.id = "watch-quotas";
-	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);
+	return make("section.part", {id: "watch-quotas", "data-key": "quotas"}, make("h2", "Quotas"), table(["Key", "Calls used", "Share", "Resets"], rows, "Quotas"));
 }
 
 function drawErrors(all, name, sought) {

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
+import {$, bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -94,7 +94,7 @@ class Inbox {
 		const {one} = row;
 		this.seer.unobserve(row);
 		const painted = await this.paintOf(one, SMALL).catch(() => null);
-		if (painted) drawOn(row.querySelector("canvas"), painted);
+		if (painted) drawOn($("canvas", row), painted);
 	}
 
 	choose(one) {

@@ -2,7 +2,7 @@
 
 import {askJson, contact, path} from "./api.js";
 import {bars, PARTS, sparkline, stack, timeChart} from "./charts.js";
-import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
+import {$, bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and seconds between requests
@@ -98,7 +98,7 @@ function groups({series}, redraw) {
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
 			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
-	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
+	$(`[data-sort=${chosen.sort}]`, made).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
 	return make("section.part", {id: "watch-groups", "data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
 }
 

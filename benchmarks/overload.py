@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import time
 
-from load import AUTH, KEY, ROOT, Case, Load, Served, percentile, spell
+from load import AUTH, KEY, ROOT, Case, Load, Served, item, percentile, spell
 
 
 def case():
@@ -78,9 +78,7 @@ def main():
     options = parser.parse_args()
     server = Served(
         {
-            "model_config_list": [
-                {"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}
-            ],
+            "model_config_list": [item("shapes", ROOT / "models/shapes")],
             "deployments": [
                 {
                     "id": "shapes",
@@ -109,7 +107,7 @@ def main():
         ask(8, 5, reference=reference[0])
         _, alone, _ = ask(1, 10, reference=reference[0])
         say("unloaded, one after the other", alone[200])
-        begun, steady, _ = ask(8, 10, reference=reference[0])
+        _, steady, _ = ask(8, 10, reference=reference[0])
         rate = len(steady[200]) / 10
         say(f"8 connections, {rate:.0f}/s", steady[200])
         done = pool.apply_async(

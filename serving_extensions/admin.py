@@ -263,7 +263,7 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
     If the file is invalid, that was the last change, so the config in force is written back.
     """
     body = read_body(server, call)
-    name = read_member(body, "to") if body.strip() else None
+    name = read_one_member(body, "to") if body.strip() else None
     file, found = management_of(server).file, list[Any]()
 
     def change(text: bytes) -> bytes:
@@ -279,7 +279,7 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
     return replied
 
 
-def read_member(body: bytes, name: str) -> str | None:
+def read_one_member(body: bytes, name: str) -> str | None:
     """The text of a JSON object's only member; None without it. Raises BadRequest."""
     value = read_config(body)
     if not isinstance(value, dict):
@@ -448,7 +448,7 @@ def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Rep
 @administered
 def view_delete_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """Delete a deployment; to confirm, the body repeats its name: `{"name": "..."}`."""
-    typed = read_member(read_body(server, call) or b"{}", "name")
+    typed = read_one_member(read_body(server, call) or b"{}", "name")
 
     def edit(config: dict[str, Any]) -> None:
         entry = find_entry(config, deployment)

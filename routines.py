@@ -460,7 +460,7 @@ STRING_BYTES = 64  # the overhead of each text of an array as a Python object
 PIECE = 1 << 20  # the most bytes that are read or unpacked in one step
 
 
-def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_all) -> np.ndarray:
+def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None]) -> np.ndarray:
     """Read a .npy from a file of at most `there` bytes: bool, numbers, or texts; never a pickle.
 
     `allow` is called with the array's bytes before it is allocated. Raises ValueError.

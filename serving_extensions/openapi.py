@@ -572,7 +572,7 @@ MORE = {
 def operation(
     name: str,
     summary: str,
-    security: list | None = None,
+    security: list | None,
     answer: dict | None = None,
     also: tuple[str, ...] = (),
     open_: bool = False,

@@ -139,8 +139,6 @@ def counter(key: str, period: str, start: int) -> str:
 
 def shown(url: str) -> str:
     """A quota store for logs and errors: its URL without user, password and options."""
-    if "://" not in url:
-        return url
     parts = urlsplit(url)
     try:
         port = f":{parts.port}" if parts.port else ""

@@ -48,7 +48,7 @@ export async function show(root, names) {
 	return () => ended();
 }
 
-const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
+const find = (series, kind, name) => series.find((one) => (name === undefined ? one.kind === "all" : one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
 	const all = name === undefined;

@@ -12,6 +12,7 @@ progress, memory (USS) at each tenth, and each failure. Exit status 1 if there w
 import argparse
 import collections
 import io
+import itertools
 import json
 import multiprocessing
 import random
@@ -276,14 +277,9 @@ def main():
     config["model_config_list"].append(item("churn", churn))
     server.path.write_text(json.dumps(config))
     server.reload()
-    deck = chance.choices(cases, [case.weight for case in cases], k=100_003)
-    place, stop, changes = 0, threading.Event(), []
+    deck = itertools.cycle(chance.choices(cases, [case.weight for case in cases], k=100_003))
+    stop, changes = threading.Event(), []
     counts, wrong = collections.Counter(), collections.Counter()
-
-    def choose():
-        nonlocal place
-        place += 1
-        return deck[place % len(deck)]
 
     def answered(case, status, body, took):
         counts[case.name] += 1
@@ -292,7 +288,7 @@ def main():
 
     changer = threading.Thread(target=change_versions, args=(server, churn, stop, changes))
     changer.start()
-    load = Load(server.port, options.connections, choose, answered)
+    load = Load(server.port, options.connections, lambda: next(deck), answered)
     start, memory = time.monotonic(), []
     try:
         for tenth in range(1, 11):

@@ -460,7 +460,7 @@ STRING_BYTES = 64  # the overhead of each text of an array as a Python object
 PIECE = 1 << 20  # the most bytes that are read or unpacked in one step
 
 
-def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None] = allow_all) -> np.ndarray:
+def read_npy(file: IO[bytes], there: int, allow: Callable[[int], None]) -> np.ndarray:
     """Read a .npy from a file of at most `there` bytes: bool, numbers, or texts; never a pickle.
 
     `allow` is called with the array's bytes before it is allocated. Raises ValueError.
@@ -1826,18 +1826,20 @@ def place_in_picture(kind: Family, tensors: Tensors, about: About) -> Tensors:
     tensors = {**tensors, "boxes": to_unit(boxes, about.boxes_scale or "", about.shown)}
     if kind.overlap is not None:
         tensors = suppress(tensors, kind.overlap)
-    raw, clipped = tensors["boxes"], np.clip(tensors["boxes"], 0, 1)
+    return clip_boxes(tensors, tensors["boxes"])
+
+
+def clip_boxes(tensors: Tensors, boxes: np.ndarray) -> Tensors:
+    """The predictions with `boxes` [N, 4], and their masks, cut off at the edges of the picture;
+    those that lie outside it are dropped.
+    """
+    clipped = np.clip(boxes, 0, 1)
+    tensors = {**tensors, "boxes": clipped.astype(np.float32)}
     if "masks" in tensors:
-        tensors["masks"] = clip_masks(tensors["masks"], raw, clipped)
-    tensors["boxes"] = clipped
-    has_area = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    return keep(tensors, has_area)
-
-
-def clip_masks(masks: np.ndarray, boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
-    """Masks [N, mh, mw] relative to `boxes` as masks relative to the clipped boxes."""
-    cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
-    return np.array(cut, np.float32).reshape(masks.shape)
+        masks = tensors["masks"]
+        cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
+        tensors["masks"] = np.array(cut, np.float32).reshape(masks.shape)
+    return keep(tensors, (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
 
 
 def sample_masks(planes: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -2245,12 +2247,13 @@ def yolov5(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     return take_best(rows[:, :4], rows[:, 4:5] * rows[:, 5:])
 
 
-def is_chosen(about: About) -> str:
-    """Never recognised: only the config can name this family."""
-    return ROW_LINES
-
-
-@family({"predictions": "N 6"}, is_named=False, told=is_chosen, boxes="xyxy input", classes_from=0)
+@family(
+    {"predictions": "N 6"},
+    is_named=False,
+    told=lambda about: ROW_LINES,  # never recognised: only the config can name this family
+    boxes="xyxy input",
+    classes_from=0,
+)
 def yolo_nms(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO with suppression inside: x1, y1, x2, y2, score, class."""
     rows = outputs["predictions"]
@@ -2755,11 +2758,13 @@ def is_mask(about: About) -> str:
     return check_grey(about, "mask")
 
 
-def check_mask(about: About) -> str:
-    return check_count(about, 1, "mask")
-
-
-@family({"mask": "float H W"}, told=is_mask, check=check_mask, activation="mask", **REGIONS)
+@family(
+    {"mask": "float H W"},
+    told=is_mask,
+    check=lambda about: check_count(about, 1, "mask"),
+    activation="mask",
+    **REGIONS,
+)
 def mask(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """One mask [H, W]: its regions."""
     return find_planes_regions(about.activate(outputs["mask"])[:, :, np.newaxis], about)
@@ -4025,17 +4030,12 @@ WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
 def place(tensors: Tensors, region: Region) -> Tensors:
-    """Convert predictions from coordinates of the model's input to those of the picture: boxes and
-    masks are clipped at the picture's edge, and boxes entirely in the padding are dropped.
+    """Convert predictions from coordinates of the model's input to those of the picture: boxes
+    entirely in the padding are dropped.
     """
     if "boxes" not in tensors or region == WHOLE:
         return tensors
-    boxes = place_boxes(tensors["boxes"].astype(np.float64), np.array(region))
-    parts = np.clip(boxes, 0, 1)
-    placed = {**tensors, "boxes": parts.astype(np.float32)}
-    if "masks" in tensors:
-        placed["masks"] = clip_masks(tensors["masks"], boxes, parts)
-    return keep(placed, (parts[:, 2] > parts[:, 0]) & (parts[:, 3] > parts[:, 1]))
+    return clip_boxes(tensors, place_boxes(tensors["boxes"].astype(np.float64), np.array(region)))
 
 
 def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
+
+from load import ROOT
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402

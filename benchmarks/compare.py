@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import workloads
-from load import AUTH, KEY, ROOT, free_port
+from load import AUTH, KEY, ROOT, free_port, item
 from peers.catalogue import DOORS, PEERS, body_of_instances
 from peers.environment import python_of
 
@@ -159,29 +159,14 @@ class Serving(Server):
     folder = ROOT
 
     def command(self):
-        return [
-            sys.executable,
-            "-m",
-            "serving",
-            "--config",
-            str(self.write_config()),
-            "--port",
-            str(self.port),
-        ]
+        command = [sys.executable, "-m", "serving", "--config", self.write_config()]
+        return [*command, "--port", str(self.port)]
 
     def write_config(self):
         self.path = f"/v1/models/{self.workload}:predict"
         self.body = body_of_instances(self.workload)
-        config = {
-            "model_config_list": [
-                {
-                    "config": {
-                        "name": self.workload,
-                        "base_path": str(workloads.base_path(self.workload)),
-                    }
-                }
-            ]
-        }
+        model = item(self.workload, workloads.base_path(self.workload))
+        config = {"model_config_list": [model]}
         if self.workload == "ssd320":
             self.path = "/ssd/predict"
             self.headers["Authorization"] = f"Bearer {KEY}"
@@ -252,22 +237,9 @@ def load(server, connections, seconds, folder):
         f'wrk.headers["{name}"] = "{value}"' for name, value in server.headers.items()
     )
     script.write_text(SCRIPT % (body, server.path, headers))
-    done = subprocess.run(
-        [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "--timeout",
-            "60s",
-            "-s",
-            str(script),
-            f"http://127.0.0.1:{server.port}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "-s", script]
+    command.append(f"http://127.0.0.1:{server.port}")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     rate, errors, p50, p99 = done.stdout.rsplit("RESULT", 1)[1].split()
     return float(rate), int(errors), float(p50), float(p99)
 
@@ -299,14 +271,8 @@ def run_alone(ours, round_, seconds, folder, found):
     three times in turns with serving at its most connections.
     """
     connections = max(CONNECTIONS[ours.workload])
-    command = [
-        sys.executable,
-        "benchmarks/parts.py",
-        "--rate",
-        ours.workload,
-        "--seconds",
-        str(seconds),
-    ]
+    command = [sys.executable, "benchmarks/parts.py", "--rate", ours.workload]
+    command += ["--seconds", str(seconds)]
     with (
         open(folder / f"{ALONE}.log", "w") as log,
         subprocess.Popen(

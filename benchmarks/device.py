@@ -23,7 +23,7 @@ import time
 
 import numpy as np
 import workloads
-from load import AUTH, KEY, Case, Load, Served, percentile, spell
+from load import AUTH, KEY, Case, Load, Served, item, percentile, spell
 
 MODELS = {
     "mobilenet_v2": (224, np.float32),
@@ -95,17 +95,9 @@ def ask(port, model, rows, connections, seconds):
 
 
 def config_of(model, device):
-    return {
-        "model_config_list": [
-            {
-                "config": {
-                    "name": model,
-                    "base_path": str(workloads.base_path(model)),
-                    "target_device": device,
-                }
-            }
-        ]
-    }
+    entry = item(model, workloads.base_path(model))
+    entry["config"]["target_device"] = device
+    return {"model_config_list": [entry]}
 
 
 def cell(rate, seconds):

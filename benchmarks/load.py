@@ -191,6 +191,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def item(name, base_path):
+    """The entry of a model in a config."""
+    return {"config": {"name": name, "base_path": str(base_path)}}
+
+
 class Served:
     """`python serving.py` with a config, in a process of its own; the log goes to a file.
 
@@ -205,14 +210,8 @@ class Served:
         else:
             self.path.write_text(json.dumps(config))
         with open(self.log, "w") as log:
-            command = [
-                sys.executable,
-                str(ROOT / "serving.py"),
-                "--config",
-                str(self.path),
-                "--port",
-                str(self.port),
-            ]
+            command = [sys.executable, ROOT / "serving.py", "--config", self.path]
+            command += ["--port", str(self.port)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
         self.wait()
 
@@ -225,8 +224,13 @@ class Served:
             time.sleep(0.1)
         raise RuntimeError(self.log.read_text()[-2000:])
 
-    def get(self, path, timeout=60):
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout).read()
+    def get(self, path):
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60).read()
+
+    def reload(self):
+        """Have it read its config and the versions anew; returns the status."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/config/reload", b"")
+        return urllib.request.urlopen(request, timeout=60).status
 
     def memory(self):
         """MB of its own (USS): shared memory would change with other processes."""

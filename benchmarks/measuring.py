@@ -22,7 +22,7 @@ import threading
 import time
 from http.client import HTTPConnection
 
-from load import ROOT, free_port
+from load import ROOT, free_port, item
 
 sys.path.insert(0, str(ROOT))
 
@@ -117,8 +117,8 @@ def measure(name, rate, server, rounds):
 
 def main(seconds=1.0, rounds=15):
     logging.basicConfig(stream=open("/dev/null", "w"), level=logging.INFO)  # noqa: SIM115
-    model = {"name": "half_plus_two", "base_path": str(ROOT / "models/half_plus_two")}
-    server = serving.ModelServer({"model_config_list": [{"config": model}]})
+    model = item("half_plus_two", ROOT / "models/half_plus_two")
+    server = serving.ModelServer({"model_config_list": [model]})
     server.wait()
     door = serving.create_app(server).wsgi_app
     rate_in_process(door, 0.5)

@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import time
 
-from load import AUTH, KEY, ROOT, Case, Load, Served, percentile, spell
+from load import AUTH, KEY, ROOT, Case, Load, Served, item, percentile, spell
 
 
 def case():
@@ -78,9 +78,7 @@ def main():
     options = parser.parse_args()
     server = Served(
         {
-            "model_config_list": [
-                {"config": {"name": "shapes", "base_path": str(ROOT / "models/shapes")}}
-            ],
+            "model_config_list": [item("shapes", ROOT / "models/shapes")],
             "deployments": [
                 {
                     "id": "shapes",
@@ -96,29 +94,28 @@ def main():
         }
     )
     print("| | requests | p50, ms | p99, ms | longest, ms |\n|---|---|---|---|---|")
+    answers = []
+    Load(server.port, 1, case, lambda _, status, body, took: answers.append(body)).run(count=1)
+    (reference,) = answers
+    assert json.loads(reference)["predictions"]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
 
-        def ask(connections, seconds, rate=None, reference=None):
-            return pool.apply(generate, (server.port, connections, seconds, rate, reference))
+        def ask(connections, seconds):
+            return pool.apply(generate, (server.port, connections, seconds, None, reference))
 
-        reference = [None]
-        Load(
-            server.port, 1, case, lambda _, status, body, took: reference.__setitem__(0, body)
-        ).run(count=1)
-        assert json.loads(reference[0])["predictions"]
-        ask(8, 5, reference=reference[0])
-        _, alone, _ = ask(1, 10, reference=reference[0])
+        ask(8, 5)
+        _, alone, _ = ask(1, 10)
         say("unloaded, one after the other", alone[200])
-        begun, steady, _ = ask(8, 10, reference=reference[0])
+        _, steady, _ = ask(8, 10)
         rate = len(steady[200]) / 10
         say(f"8 connections, {rate:.0f}/s", steady[200])
         done = pool.apply_async(
             generate,
-            (server.port, options.connections, options.seconds, options.times * rate, reference[0]),
+            (server.port, options.connections, options.seconds, options.times * rate, reference),
         )
         asked, memory = watch(server, done, options.seconds)
         begun, found, wrong = done.get()
-        after = [ask(8, 1, reference=reference[0]) for _ in range(5)]
+        after = [ask(8, 1) for _ in range(5)]
     accepted = found.get(200, [])
     say(
         f"{options.times:g} times as much from {options.connections}: answered, "

@@ -19,14 +19,13 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import workloads
+from load import ROOT, item
 from peers.catalogue import body_of_instances
 from peers.common import Model
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import serving  # noqa: E402
@@ -40,10 +39,9 @@ def ours(workload):
     """
     import routines
 
-    model = {"config": {"name": workload, "base_path": str(workloads.base_path(workload))}}
     server = serving.ModelServer(
         {
-            "model_config_list": [model],
+            "model_config_list": [item(workload, workloads.base_path(workload))],
             "deployments": [{"id": "d", "model": workload}] * (workload == "ssd320"),
         }
     )

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from load import ROOT, Served
+from load import ROOT, Served, item
 
 BODY = b'{"instances": [1.0, 2.0, 5.0]}'
 
@@ -26,12 +26,12 @@ BODY = b'{"instances": [1.0, 2.0, 5.0]}'
 class Client(threading.Thread):
     """Asks again and again; `longest` is the longest answer since it was last set to 0."""
 
-    def __init__(self, address):
+    def __init__(self, port):
         super().__init__(daemon=True)
-        self.address, self.longest, self.wrong, self.done = address, 0.0, 0, False
+        self.port, self.longest, self.wrong, self.done = port, 0.0, 0, False
 
     def run(self):
-        connection = http.client.HTTPConnection(self.address)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
         while not self.done:
             start = time.perf_counter()
             connection.request("POST", "/v1/models/asked:predict", BODY)
@@ -42,18 +42,9 @@ class Client(threading.Thread):
 
 
 def start_server(folder):
-    models = [
-        {"config": {"name": "asked", "base_path": str(ROOT / "models/half_plus_two")}},
-        {"config": {"name": "changing", "base_path": str(folder / "changing")}},
-    ]
+    models = [item("asked", ROOT / "models/half_plus_two"), item("changing", folder / "changing")]
     polling = {"file_system_poll_wait_seconds": 0}
     return Served({"model_config_list": models, "server": polling})
-
-
-def reload(address):
-    connection = http.client.HTTPConnection(address)
-    connection.request("POST", "/v1/config/reload")
-    return connection.getresponse().status
 
 
 def put(model, folder, version):
@@ -63,12 +54,12 @@ def put(model, folder, version):
     part.rename(folder / "changing" / str(version))
 
 
-def measure(address, client, model, folder, reloads):
+def measure(server, client, model, folder, reloads):
     waits, took = [], []
     for version in range(2, 2 + reloads):
         put(model, folder, version)
         start, client.longest = time.perf_counter(), 0.0
-        status = reload(address)
+        status = server.reload()
         took.append(time.perf_counter() - start)
         time.sleep(0.2)
         waits.append(client.longest)
@@ -87,15 +78,14 @@ def main():
         folder = Path(name)
         put(model, folder, 1)
         server = start_server(folder)
-        address = f"127.0.0.1:{server.port}"
         try:
-            client = Client(address)
+            client = Client(server.port)
             client.start()
             time.sleep(1)
             client.longest = 0.0
             time.sleep(2)
             print(f"without a reload: longest answer {client.longest:.1f} ms", flush=True)
-            waits, took = measure(address, client, model, folder, reloads)
+            waits, took = measure(server, client, model, folder, reloads)
             client.done = True
             client.join()
             print(

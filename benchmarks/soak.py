@@ -12,6 +12,7 @@ progress, memory (USS) at each tenth, and each failure. Exit status 1 if there w
 import argparse
 import collections
 import io
+import itertools
 import json
 import multiprocessing
 import random
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from load import AUTH, KEY, ROOT, Load, Served, spell
+from load import AUTH, KEY, ROOT, Load, Served, item, spell
 
 RELOAD_SECONDS = 3.0
 
@@ -247,8 +248,7 @@ def change_versions(server, folder, stop, changes):
         source = ROOT / "models" / ("half_plus_two", "half_plus_three")[version % 2] / "123"
         shutil.copytree(source, folder / "next")
         (folder / "next").rename(folder / str(version))
-        request = urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b"")
-        changes.append(urllib.request.urlopen(request, timeout=60).status)
+        changes.append(server.reload())
         shutil.rmtree(folder / str(version - 1))
 
 
@@ -261,8 +261,8 @@ def main():
     chance = random.Random(options.seed)
     cases = make_cases(chance)
     config = json.loads((ROOT / "config.json").read_text())
-    for item in config["model_config_list"]:
-        item["config"]["base_path"] = str(ROOT / item["config"]["base_path"])
+    for model in config["model_config_list"]:
+        model["config"]["base_path"] = str(ROOT / model["config"]["base_path"])
     config["deployments"][0]["label_map"] = str(ROOT / config["deployments"][0]["label_map"])
     server = Served(
         {
@@ -274,19 +274,12 @@ def main():
     churn = Path(server.folder.name, "churn")
     shutil.copytree(ROOT / "models/half_plus_three/123", churn / "1")
     config = json.loads(server.path.read_text())
-    config["model_config_list"].append({"config": {"name": "churn", "base_path": str(churn)}})
+    config["model_config_list"].append(item("churn", churn))
     server.path.write_text(json.dumps(config))
-    urllib.request.urlopen(
-        urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/config/reload", b""), timeout=60
-    )
-    deck = chance.choices(cases, [case.weight for case in cases], k=100_003)
-    place, stop, changes = 0, threading.Event(), []
+    server.reload()
+    deck = itertools.cycle(chance.choices(cases, [case.weight for case in cases], k=100_003))
+    stop, changes = threading.Event(), []
     counts, wrong = collections.Counter(), collections.Counter()
-
-    def choose():
-        nonlocal place
-        place += 1
-        return deck[place % len(deck)]
 
     def answered(case, status, body, took):
         counts[case.name] += 1
@@ -295,7 +288,7 @@ def main():
 
     changer = threading.Thread(target=change_versions, args=(server, churn, stop, changes))
     changer.start()
-    load = Load(server.port, options.connections, choose, answered)
+    load = Load(server.port, options.connections, lambda: next(deck), answered)
     start, memory = time.monotonic(), []
     try:
         for tenth in range(1, 11):

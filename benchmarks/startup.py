@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from load import ROOT
+
 BARE = "import sys, tensorflow as tf\nkept = [tf.saved_model.load(path) for path in sys.argv[1:]]"
 
 
@@ -27,14 +27,7 @@ def bare(folders):
 
 def ours():
     start = time.perf_counter()
-    command = [
-        sys.executable,
-        str(ROOT / "serving.py"),
-        "--config",
-        str(ROOT / "config.json"),
-        "--port",
-        "0",
-    ]
+    command = [sys.executable, ROOT / "serving.py", "--config", ROOT / "config.json", "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

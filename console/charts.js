@@ -105,7 +105,7 @@ export function sparkline(values) {
 
 /** Bars of `[name, value]` on a scale of 0..`most`. */
 export function bars(rows, most = 1) {
-	return make("div.bars", {role: "group", label: "Chart"}, rows.map(([name, value]) =>
+	return make("div", {role: "group", label: "Chart"}, rows.map(([name, value]) =>
 		make("div.barrow", make("span", name), make("span.track", make("i", {style: `width:${clamp(value / most, 0, 1) * 100}%`})),
 			make("span.number", Number.isInteger(value) ? value : value.toFixed(3)))));
 }
@@ -116,9 +116,9 @@ export function timeBar({took, parts, id}) {
 	const named = Object.fromEntries(Object.entries(parts).filter(([name]) => name in PARTS));
 	const sum = Object.values(named).reduce((one, other) => one + other, 0);
 	const whole = parts.total ?? sum;
-	const rest = {...named, ...(whole - sum > 0.005 && {other: whole - sum}), ...(Object.keys(parts).length && {network: Math.max(0, took - whole)})};
-	const bar = make("div.times", {"aria-hidden": "true"}, Object.entries(rest).map(([name, value]) =>
+	const rows = Object.entries({...named, ...(whole - sum > 0.005 && {other: whole - sum}), ...(Object.keys(parts).length && {network: Math.max(0, took - whole)})});
+	const bar = make("div.times", {"aria-hidden": "true"}, rows.map(([name, value]) =>
 		make("i", {title: `${name} ${milliseconds(value)}`, style: `flex:${Math.max(value, 1e-6)};background:${PARTS[name]}`})));
-	return make("div.timing", make("strong", milliseconds(took)), Object.keys(rest).length > 0 && bar,
-		make("div.legend", Object.entries(rest).map(([name, value]) => make("span", swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id && make("span", `request ${id}`)));
+	return make("div.timing", make("strong", milliseconds(took)), rows.length > 0 && bar,
+		make("div.legend", rows.map(([name, value]) => make("span", swatch(PARTS[name]), `${name} ${milliseconds(value)}`)), id && make("span", `request ${id}`)));
 }

@@ -35,8 +35,7 @@ export class Gallery {
 	}
 
 	work() {
-		const waiting = this.pictures.filter((one) => one.state === "waiting");
-		for (const next of waiting.slice(0, AT_ONCE - this.running)) {
+		for (const next of this.those("waiting").slice(0, AT_ONCE - this.running)) {
 			next.state = "running";
 			this.running += 1;
 			next.turn = this.ask(next).finally(() => {
@@ -74,8 +73,7 @@ export class Gallery {
 	}
 
 	tell() {
-		const all = this.pictures.length, count = (state) => this.pictures.filter((one) => one.state === state).length;
-		const failed = count("failed"), stopped = count("stopped"), done = count("done") + failed;
+		const all = this.pictures.length, failed = this.those("failed").length, stopped = this.those("stopped").length, done = this.those("done").length + failed;
 		Object.assign(this.progress, {max: all || 1, value: done});
 		this.status.textContent = `${done} of ${all} done${failed ? `, ${failed} failed` : ""}${stopped ? `, ${stopped} stopped` : ""}`;
 		this.stop.hidden = done + stopped === all;
@@ -85,8 +83,12 @@ export class Gallery {
 		for (const {name, predictions, row} of this.pictures) row.hidden = ![name, ...predictions.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
 	}
 
+	those(state) {
+		return this.pictures.filter((one) => one.state === state);
+	}
+
 	get done() {
-		return this.pictures.filter((one) => one.state === "done" && !one.row.hidden);
+		return this.those("done").filter((one) => !one.row.hidden);
 	}
 
 	/** Show a picture and its answer, which is asked for again if it failed or was stopped. */
@@ -106,7 +108,7 @@ export class Gallery {
 	}
 
 	cancel() {
-		for (const one of this.pictures) if (one.state === "waiting") this.end(one, "stopped");
+		for (const one of this.those("waiting")) this.end(one, "stopped");
 		this.abort.abort();
 		this.abort = new AbortController();
 		this.tell();

@@ -58,4 +58,3 @@ async function showBlob(blob) {
 	const bitmap = await createImageBitmap(blob).catch(() => null);
 	return make("div", bitmap && shownBitmap(bitmap, "The picture that was answered"), save);
 }
-

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
+import {$, bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -94,7 +94,7 @@ class Inbox {
 		const {one} = row;
 		this.seer.unobserve(row);
 		const painted = await this.paintOf(one, SMALL).catch(() => null);
-		if (painted) drawOn(row.querySelector("canvas"), painted);
+		if (painted) drawOn($("canvas", row), painted);
 	}
 
 	choose(one) {
@@ -147,11 +147,9 @@ class Inbox {
 	}
 
 	judge(verdict) {
-		const one = this.chosen, place = this.listed.indexOf(one);
-		if (!one) return;
-		const next = this.listed[place + 1] ?? one;
+		const one = this.chosen;
 		this.undone.push([one, one.verdict]);
-		this.note(one, verdict, next);
+		this.note(one, verdict, this.listed[this.listed.indexOf(one) + 1] ?? one);
 	}
 
 	undo() {

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
+import {$, bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
@@ -76,7 +76,7 @@ function versionPart(model, {version, state, status}) {
 }
 
 async function act(where, verb) {
-	const draw = () => document.querySelector("#models-search")?.oninput();
+	const draw = () => $("#models-search")?.oninput();
 	busy.set(where, verb);
 	draw();
 	await attempt(async () => {
@@ -116,7 +116,7 @@ async function preview(plan) {
 		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
 		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main"}), button("Cancel", close)));
 	plan.hidden = false;
-	plan.querySelector(".main").focus();
+	$(".main", plan).focus();
 }
 
 const said = (value) => (value == null ? "none" : JSON.stringify(value));
@@ -141,7 +141,7 @@ const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap((
 
 /** Reload; then show which versions changed state, and the server's answer. */
 async function reload(plan, close) {
-	plan.querySelector(".main").disabled = true;
+	$(".main", plan).disabled = true;
 	const before = statesIn(await askJson("v1/config")), told = [];
 	const answer = textBlock("The server's answer");
 	try {

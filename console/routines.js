@@ -1,16 +1,16 @@
 // A chain of routines: fields made from their declarations, in an order that can be changed.
 
 import {catalogue} from "./api.js";
-import {button, fill, make, option} from "./dom.js";
+import {button, fill, make, select} from "./dom.js";
 import {field} from "./fields.js";
 
 export class Chain {
 	constructor(onchange) {
 		Object.assign(this, {onchange, steps: []});
 		this.list = make("ol.routines", {label: "Routines, in order"});
-		this.adder = make("select", {onchange: () => this.add(this.adder.value)});
-		this.element = make("div", make("label", "Routine ", this.adder), this.list);
-		fill(this.adder, option("", "add one…"), catalogue.routines.map((one) => option(one.name)));
+		const choice = select("Routine", [["", "add one…"], ...catalogue.routines.map((one) => one.name)], (name) => this.add(name));
+		this.adder = choice.lastChild;
+		this.element = make("div", choice, this.list);
 	}
 
 	add(name) {

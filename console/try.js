@@ -20,10 +20,8 @@ function find(names) {
 let shown = null; // {visit, names, state, leave}: what the panel shows
 
 export async function show(root, names) {
-	const wanted = search("Search what is served", list);
-	const groups = make("div.groups"), panel = make("div", {id: "panel"});
 	if (!$("#panel")) {
-		fill(root, make("div.sides", make("div.list", wanted, groups), panel));
+		fill(root, make("div.sides", make("div.list", search("Search what is served", list), make("div.groups")), make("div", {id: "panel"})));
 		shown = null;
 	}
 	const visit = {};

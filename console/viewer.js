@@ -76,7 +76,7 @@ export class Viewer {
 
 	mark(left, right, share) {
 		this.lists = right ? [left, right] : [left];
-		this.share = right ? share : null;
+		this.share = share;
 		const counts = [...countsOf(left)].slice(0, 20).map(([name, {count}]) => `${count} ${name}`);
 		this.frame.ariaLabel = counts.length ? `The picture, with ${counts.join(", ")}` : "The picture";
 		this.draw();

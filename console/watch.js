@@ -2,7 +2,7 @@
 
 import {askJson, contact, path} from "./api.js";
 import {bars, PARTS, sparkline, stack, timeChart} from "./charts.js";
-import {bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
+import {$, bar, button, bytes, duration, fill, fits, link, make, milliseconds, search, show as say, table, tiles} from "./dom.js";
 import {morph, poll} from "./live.js";
 
 const WINDOWS = {"5m": ["5 minutes", 2], "1h": ["1 hour", 10], "24h": ["24 hours", 30]}; // and seconds between requests
@@ -31,7 +31,7 @@ export async function show(root, names) {
 	const read = async () => {
 		try {
 			const asked = chosen.window, answer = await askJson(`stats?window=${asked}`, {signal: AbortSignal.timeout(15000)});
-			if (asked !== chosen.window) return null;
+			if (asked !== chosen.window) return;
 			[seen, wrong] = [answer, ""];
 		} catch (error) {
 			wrong = error.status ? error.message : "";
@@ -48,7 +48,7 @@ export async function show(root, names) {
 	return () => ended();
 }
 
-const find = (series, kind, name) => (name === undefined ? series.find((one) => one.kind === "all") : series.find((one) => one.name === name && (!kind || one.kind === kind)));
+const find = (series, kind, name) => series.find((one) => (name === undefined ? one.kind === "all" : one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
 	const all = name === undefined;
@@ -56,24 +56,22 @@ function drawAll(seen, one, name, redraw) {
 		one ? make("div.charts", charts(seen, one, all)) : make("p.empty", `Nothing called ‘${name}’ had requests in this time.`), all && [groups(seen, redraw), quotas(seen)]);
 }
 
-function now({server, limits}, one) {
-	const last = (name) => server[name]?.findLast((value) => value != null), total = one?.total;
-	const all = {Requests: total?.requests.toLocaleString() ?? "0", Errors: total?.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
-		"p50, p99": total?.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
-		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()};
-	return tiles("Now", all);
+function now({server, limits}, {total}) {
+	const last = (name) => server[name].findLast((value) => value != null);
+	return tiles("Now", {Requests: total.requests.toLocaleString(), Errors: total.requests ? `${failedOf(total).toLocaleString()} (${shareOf(total)})` : "0",
+		"p50, p99": total.requests ? `${milliseconds(total.latency.p50)}, ${milliseconds(total.latency.p99)}` : "–", "In flight": say(last("in_flight")), Queue: `${say(last("queue"))} of ${limits.queue.toLocaleString()}`,
+		CPU: say(last("cpu_percent"), " %"), Memory: last("memory_bytes") == null ? "–" : `${bytes(last("memory_bytes"))} of ${bytes(limits.memory_bytes)}`, Refused: server.refused.reduce((sum, value) => sum + (value ?? 0), 0).toLocaleString()});
 }
 
 function charts({time, server}, one, isAll) {
-	const known = (values) => values?.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
+	const known = (values) => values.some((value) => value != null), chart = (title, series, options) => Object.values(series).some(known) && timeChart(title, time, series, options);
 	const waits = Object.fromEntries(Object.entries(one.parts).filter(([, values]) => known(values)));
-	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values?.map((value) => value && value / 2 ** 20)});
-	const own = [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES, digits: 1}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
-		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes)];
-	const process = isAll ? [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
+	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values.map((value) => value && value / 2 ** 20)});
+	return [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
+		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes),
+		isAll && [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
 		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
-		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent ?? []}, {unit: " %"})] : [];
-	return [...own, ...process];
+		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent}, {unit: " %"})]];
 }
 
 function batches(sizes) {
@@ -100,17 +98,14 @@ function groups({series}, redraw) {
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
 			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
-	made.querySelector(`[data-sort=${chosen.sort}]`).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
-	made.id = "watch-groups";
-	return make("section.part", {"data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
+	$(`[data-sort=${chosen.sort}]`, made).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
+	return make("section.part", {id: "watch-groups", "data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
 }
 
 function quotas({quotas: all, now}) {
 	if (!all.length) return null;
 	const rows = all.map((one) => [one.key, `${one.used.toLocaleString()} of ${one.limit.toLocaleString()} a ${one.period}`, make("progress", {max: one.limit, value: one.used, label: `Used by ${one.key}`}), `in ${duration(Math.max(0, one.resets - now))}`]);
-	const made = table(["Key", "Calls used", "Share", "Resets"], rows, "Quotas");
-	made.id = "watch-quotas";
-	return make("section.part", {"data-key": "quotas"}, make("h2", "Quotas"), made);
+	return make("section.part", {id: "watch-quotas", "data-key": "quotas"}, make("h2", "Quotas"), table(["Key", "Calls used", "Share", "Resets"], rows, "Quotas"));
 }
 
 function drawErrors(all, name, sought) {

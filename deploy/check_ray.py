@@ -30,7 +30,7 @@ os.environ |= {
 import psutil  # noqa: E402
 import ray  # noqa: E402
 import requests  # noqa: E402
-from load import Case, Load, Served, free_port, spell  # noqa: E402
+from load import Case, Load, Served, free_port, item, spell  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -52,7 +52,7 @@ def promise(kept: bool, text: str) -> None:
 
 def write_config(folder: Path, models: list[str], poll: float) -> None:
     """A config of the demo's half_plus_two under some names, and a handler that takes 0.3 s."""
-    items = [{"config": {"name": name, "base_path": "half_plus_two"}} for name in models]
+    items = [item(name, "half_plus_two") for name in models]
     config = {
         "model_config_list": items,
         "handlers": [{"path": "/slow", "function": "slow.py:slow"}],
@@ -208,13 +208,7 @@ def check_throughput(address: str) -> None:
         if status != 200 or body != b'{"predictions":[2.5,3.0,4.5]}':
             wrong.append(body)
 
-    alone = Served(
-        {
-            "model_config_list": [
-                {"config": {"name": "one", "base_path": str(ROOT / "models/half_plus_two")}}
-            ]
-        }
-    )
+    alone = Served({"model_config_list": [item("one", ROOT / "models/half_plus_two")]})
     try:
         ports = {"Ray": int(address.rpartition(":")[2]), "one process": alone.port}
         rates = dict[str, list[float]]()

@@ -26,7 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .catalogue import find_own
+from .catalogue import find_own, shrink
 from .core import (
     ActiveLearningConfig,
     BadRequest,
@@ -315,13 +315,14 @@ def find_inbox(server: ModelServer, call: Call, deployment: str, group: str) -> 
     return ready, inbox
 
 
-def find_picture(inbox: Inbox, call: Call, name: str) -> Path:
+def find_picture(server: ModelServer, call: Call, deployment: str, group: str, name: str) -> Path:
     """The file of a kept picture of a deployment that the caller's key may use.
 
     Raises NotFound.
     """
+    _, inbox = find_inbox(server, call, deployment, group)
     path = inbox.folder / name
-    missing = NotFound(f"Active learning group '{inbox.folder.name}' has no picture '{name[:80]}'")
+    missing = NotFound(f"Active learning group '{group}' has no picture '{name[:80]}'")
     if not re.fullmatch(r"[0-9a-f]{64}\.png", name):
         raise missing
     try:
@@ -370,8 +371,7 @@ def view_picture(
     server: ModelServer, call: Call, deployment: str, group: str, picture: str
 ) -> Reply:
     """A kept picture as PNG; with `?side=320`, shrunk to at most 320 pixels on the longer side."""
-    _, inbox = find_inbox(server, call, deployment, group)
-    path, side = find_picture(inbox, call, picture), call.argument("side")
+    path, side = find_picture(server, call, deployment, group, picture), call.argument("side")
     if not re.fullmatch(r"([1-9][0-9]{0,4})?", side, re.ASCII):
         raise BadRequest(f"side: expected a number of pixels, got '{side[:40]}'")
     try:
@@ -380,9 +380,7 @@ def view_picture(
     except (OSError, cv2.error):  # taken away meanwhile; an empty file
         raise NotFound(f"Picture '{picture}' is no longer there") from None
     if image is not None and max(image.shape[:2]) > int(side):
-        shrink = int(side) / max(image.shape[:2])
-        size = [max(1, round(pixels * shrink)) for pixels in image.shape[1::-1]]
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small, _ = shrink(image, int(side))
         data = cv2.imencode(".png", small)[1].tobytes()
     headers = (("Cache-Control", "private, max-age=3600"),)
     return Reply(data, content_type="image/png", headers=headers)
@@ -392,8 +390,7 @@ def view_verdict(
     server: ModelServer, call: Call, deployment: str, group: str, picture: str
 ) -> Reply:
     """Store a reviewer's verdict: `{"verdict": "accepted"}`, `rejected` or `none`."""
-    _, inbox = find_inbox(server, call, deployment, group)
-    path = find_picture(inbox, call, picture).with_suffix(".verdict")
+    path = find_picture(server, call, deployment, group, picture).with_suffix(".verdict")
     body = parse_json(read_body(server, call, limit=1000))
     verdict = body.get("verdict") if isinstance(body, dict) else None
     if verdict not in VERDICTS:

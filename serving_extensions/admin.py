@@ -263,9 +263,8 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
     If the file is invalid, that was the last change, so the config in force is written back.
     """
     body = read_body(server, call)
-    given = read_members(body, {"to": str}) if body.strip() else {}
-    name, file = given.get("to"), management_of(server).file
-    found: list[Any] = []
+    name = read_one_member(body, "to") if body.strip() else None
+    file, found = management_of(server).file, list[Any]()
 
     def change(text: bytes) -> bytes:
         if name is None and find_problem(server, text):
@@ -280,17 +279,17 @@ def view_rollback(server: ModelServer, call: Call) -> Reply:
     return replied
 
 
-def read_members(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object with only these members, each optional. Raises BadRequest."""
+def read_one_member(body: bytes, name: str) -> str | None:
+    """The text of a JSON object's only member; None without it. Raises BadRequest."""
     value = read_config(body)
     if not isinstance(value, dict):
-        raise BadRequest(f"Expected a JSON object with {', '.join(kinds)}")
-    for name, one in value.items():
-        if name not in kinds:
-            raise BadRequest(f"$.{name}: unknown; expected one of: {', '.join(kinds)}")
-        if not isinstance(one, kinds[name]):
-            raise BadRequest(f"$.{name}: expected {kinds[name].__name__}")
-    return value
+        raise BadRequest(f"Expected a JSON object with {name}")
+    for known, one in value.items():
+        if known != name:
+            raise BadRequest(f"$.{known}: unknown; expected one of: {name}")
+        if not isinstance(one, str):
+            raise BadRequest(f"$.{name}: expected str")
+    return value.get(name)
 
 
 def read_body_object(server: ModelServer, call: Call) -> dict[str, Any]:
@@ -449,7 +448,7 @@ def view_put_deployment(server: ModelServer, call: Call, deployment: str) -> Rep
 @administered
 def view_delete_deployment(server: ModelServer, call: Call, deployment: str) -> Reply:
     """Delete a deployment; to confirm, the body repeats its name: `{"name": "..."}`."""
-    typed = read_members(read_body(server, call) or b"{}", {"name": str}).get("name")
+    typed = read_one_member(read_body(server, call) or b"{}", "name")
 
     def edit(config: dict[str, Any]) -> None:
         entry = find_entry(config, deployment)

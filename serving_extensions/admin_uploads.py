@@ -47,16 +47,20 @@ FOLDER = "The folder for uploads cannot be written"
 KEPT_PROJECTS = 10  # earlier states of a project
 
 
-def options_of(server: ModelServer, what: Any) -> Admin:
-    """The section `admin`. Raises ServingError 403 where `what` may not be sent."""
+def options_of(server: ModelServer, call: Call, what: Any) -> Admin:
+    """The section `admin`. Raises ServingError 403 where `what` may not be sent, and BadRequest for
+    a dry run: an upload is tried by taking it.
+    """
     options = server.config.admin
     assert options is not None  # else these views do not answer
-    if options.upload == what or options.upload and what is True:
-        return options
-    wanted = "true" if what is True else f'"{what}"'
-    raise ServingError(
-        f'This needs "admin": {{"upload": {wanted}}} in the config', "PERMISSION_DENIED"
-    )
+    if options.upload != what and not (options.upload and what is True):
+        wanted = "true" if what is True else f'"{what}"'
+        raise ServingError(
+            f'This needs "admin": {{"upload": {wanted}}} in the config', "PERMISSION_DENIED"
+        )
+    if is_asked(call, "dry_run"):
+        raise BadRequest("dry_run: an upload has no dry run")
+    return options
 
 
 @contextmanager
@@ -108,7 +112,8 @@ def remove_left(folder: Path) -> None:
 
 
 def read_archive(call: Call, options: Admin, folder: Path) -> bytes:
-    """Unpack a request's body into a folder; returns the body."""
+    """Unpack a request's body into a new folder; returns the body."""
+    folder.mkdir()
     body = call.read(options.max_upload_bytes)
     if not body:
         raise BadRequest("Expected a .zip, .tar or .tar.gz archive as the body")
@@ -124,14 +129,12 @@ picking = threading.Lock()  # the next version, until its folder is there
 @administered
 def view_upload(server: ModelServer, call: Call, model: str, version: int | None = None) -> Reply:
     """Take a new version of a model, or a new model; without a number it is the next."""
-    options = options_of(server, True)
-    refuse_dry_run(call)
+    options = options_of(server, call, True)
     known = next((one for one in server.config.models if one.name == model), None)
     base = base_of(server, model, known, options)
     if known is None and (problem := management_of(server).file.problem()):
         raise unwritable(problem)
     with aside(base) as folder:
-        (folder / "sent").mkdir()
         body = read_archive(call, options, folder / "sent")
         root = find_model_root(folder / "sent", body)
         tried = folder / "1" if version is None else folder / str(version)
@@ -143,12 +146,6 @@ def view_upload(server: ModelServer, call: Call, model: str, version: int | None
             raise BadRequest(misfit)
         number = move_in(tried, base, version)
         return publish(server, call, number, config, known is None, told)
-
-
-def refuse_dry_run(call: Call) -> None:
-    """An upload is tried by taking it. Raises BadRequest."""
-    if is_asked(call, "dry_run"):
-        raise BadRequest("dry_run: an upload has no dry run")
 
 
 def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path:
@@ -268,15 +265,13 @@ def relative(server: ModelServer, path: Path) -> str:
 @administered
 def view_project(server: ModelServer, call: Call, project: str) -> Reply:
     """Take a project of handlers: its code runs in this server from then on."""
-    options = options_of(server, "code")
-    refuse_dry_run(call)
+    options = options_of(server, call, "code")
     if not FOLDER_NAME.fullmatch(project):
         raise BadRequest("A project's name: expected letters, digits and ._-")
     if problem := management_of(server).file.problem():
         raise unwritable(problem)
     home = Path(options.projects_folder) / project
     with aside(home) as folder:
-        (folder / "sent").mkdir()
         read_archive(call, options, folder / "sent")
         root, given = read_project(folder / "sent")
         check_syntax(root)

@@ -19,6 +19,7 @@ from .core import (
     Load,
     LoadError,
     LoadRequest,
+    ModelServer,
     OpenModel,
     Servable,
     SessionServable,
@@ -41,7 +42,7 @@ SCALES = (1.0, 255.0, -1.0, 1e4, 0.0)  # of made-up rows: 0..1, pictures, others
 MADE_UP_TEXTS = (b"a", b"bb c", b"ccc dd e ff", b"123", b"56789")
 
 
-def wrap(load: Load) -> Load:
+def wrap_load(server: ModelServer, load: Load) -> Load:
     """A loader whose models join concurrent requests if the config asks for it."""
 
     def load_batched(request: LoadRequest) -> Servable:
@@ -283,4 +284,4 @@ def join_batches(
     return run
 
 
-EXTENSION = Extension("batching", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("batching", wrap_load=wrap_load)

@@ -375,16 +375,20 @@ def tell_size(pixels: np.ndarray) -> str:
     return f"{width}x{height}"
 
 
+def shrink(image: np.ndarray, most: int) -> tuple[np.ndarray, float]:
+    """Pixels [H, W, C] with at most `most` on the longer side, and the factor of the sides."""
+    factor = min(1.0, most / max(image.shape[:2]))
+    width, height = (max(1, round(side * factor)) for side in image.shape[1::-1])
+    return routines.resize(image, width, height), factor
+
+
 def draw_preview(shown: np.ndarray, steps: Sequence[Any]) -> bytes:
     """RGB pixels [H, W, 3] as a PNG: shrunk, with a routine's tiles outlined."""
     tile = routines.find_tile(steps)
     windows = tile.windows(shown) if tile else ()
-    shrink = min(1.0, PREVIEW_PIXELS / max(shown.shape[:2]))
-    if shrink < 1:
-        size = [max(1, round(side * shrink)) for side in shown.shape[1::-1]]
-        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    shown, factor = shrink(shown, PREVIEW_PIXELS)
     shown = np.ascontiguousarray(shown).copy()
-    for top, left, bottom, right in np.round(np.array(windows).reshape(-1, 4) * shrink).astype(int):
+    for top, left, bottom, right in np.round(np.array(windows).reshape(-1, 4) * factor).astype(int):
         cv2.rectangle(shown, (left, top), (right - 1, bottom - 1), OUTLINE, 2)
     return routines.encode(shown)
 

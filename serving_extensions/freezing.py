@@ -13,6 +13,7 @@ from .core import (
     Extension,
     Load,
     LoadRequest,
+    ModelServer,
     OpenModel,
     Servable,
     SessionServable,
@@ -34,7 +35,7 @@ GAINING = {"Conv2D", "Conv3D", "DepthwiseConv2dNative"}  # the gain is in their 
 HOLDERS = {"StatefulPartitionedCall", "While", "If", "Case"}  # only what they call has state
 
 
-def wrap(load: Load) -> Load:
+def wrap_load(server: ModelServer, load: Load) -> Load:
     """A loader that freezes models if that gains anything and the config allows it."""
 
     def load_frozen(request: LoadRequest) -> Servable:
@@ -130,4 +131,4 @@ def session_options() -> Any:
     return options
 
 
-EXTENSION = Extension("freezing", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("freezing", wrap_load=wrap_load)

@@ -11,7 +11,7 @@ Nothing here is thread-safe: `Metrics` holds a lock around it.
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ QUEUED = BATCHES + len(ROW_BOUNDS) + 1
 RAN = QUEUED + 1
 COUNTS = RAN + 1
 SUMS = 1 + len(PHASES) + 1
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}  # of latency
 
 MOST_SERIES = 200  # requests of further names are only counted in the series of all
 
@@ -137,9 +139,9 @@ def count_by(bounds: Any, values: np.ndarray) -> np.ndarray:
     return np.bincount(np.searchsorted(bounds, values), minlength=len(bounds) + 1)
 
 
-def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Quantiles of latency in seconds, estimated from histograms: float64 [N, len(shares)], NaN for
-    an empty histogram.
+def quantiles(counts: np.ndarray) -> np.ndarray:
+    """The QUANTILES in seconds, estimated from histograms: float64 [N, len(QUANTILES)], NaN for an
+    empty histogram.
 
     `counts` [N, len(BOUNDS) + 1] by upper bound. Within a bin, whose upper bound is a third above
     its lower one, requests are assumed to be spread evenly on a logarithmic scale; latencies beyond
@@ -148,9 +150,9 @@ def quantiles(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     upper = np.append(BOUNDS, BOUNDS[-1])
     lower = np.concatenate([[BOUNDS[0] / 10], BOUNDS])
     sums = np.cumsum(counts, axis=1, dtype=np.float64)  # [N, B]
-    found = np.full((len(counts), len(shares)), np.nan)
+    found = np.full((len(counts), len(QUANTILES)), np.nan)
     some = np.flatnonzero(sums[:, -1])
-    for place, share in enumerate(shares):
+    for place, share in enumerate(QUANTILES.values()):
         rank = share * sums[some, -1]
         at = np.argmax(sums[some] >= rank[:, np.newaxis], axis=1)
         inside = counts[some, at].astype(np.float64)
@@ -169,7 +171,7 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
     number = counts[:, : len(CLASSES)].sum(axis=1)
     each, ran = (np.where(n, n, np.nan) for n in (number, counts[:, RAN]))
     waited = np.where(counts[:, QUEUED], counts[:, QUEUED], np.nan)
-    latency = 1e3 * quantiles(counts[:, LATENCY:BATCHES], (0.5, 0.9, 0.99))
+    latency = 1e3 * quantiles(counts[:, LATENCY:BATCHES])
     by_part = {
         name: spell_numbers(1e3 * sums[:, place] / (waited if name == "queue" else ran))
         for place, name in enumerate(PHASES, 1)
@@ -179,10 +181,7 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
             name: spell_numbers(counts[:, place] / minutes) for place, name in enumerate(CLASSES)
         },
         "latency": {
-            **{
-                name: spell_numbers(latency[:, place])
-                for place, name in enumerate(("p50", "p90", "p99"))
-            },
+            **{name: spell_numbers(latency[:, place]) for place, name in enumerate(QUANTILES)},
             "mean": spell_numbers(1e3 * sums[:, 0] / each),
         },
         "parts": by_part,
@@ -194,13 +193,13 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
 def summarize(counts: np.ndarray) -> dict[str, Any]:
     """The figures of a whole window: counts, and latencies in milliseconds."""
     classes = dict(zip(CLASSES, counts[:LATENCY].tolist()))
-    latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES], (0.5, 0.9, 0.99))[0]
+    latency = 1e3 * quantiles(counts[np.newaxis, LATENCY:BATCHES])[0]
     batches = counts[BATCHES:QUEUED].tolist()
     bounds = [*map(str, ROW_BOUNDS), "more"]
     return {
         "requests": sum(classes.values()),
         "by_status": classes,
-        "latency": dict(zip(("p50", "p90", "p99"), spell_numbers(latency))),
+        "latency": dict(zip(QUANTILES, spell_numbers(latency))),
         # how many requests were run in a batch of at most so many rows, above the bound before
         "batch_sizes": {name: n for name, n in zip(bounds, batches) if n},
     }

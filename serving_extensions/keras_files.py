@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .core import Extension, Load, LoadError, LoadRequest, Servable, clean_message, find_model_file
 from .manifest import check_manifest, sha256_of
@@ -50,7 +51,7 @@ NOT_EXPORTED = 2  # exit status if only the export itself fails
 BEGINNING = re.compile(r"(\w+: )?(in user code|Exception encountered when calling .*)|.*:")
 
 
-def load_exported(load: Load) -> Load:
+def wrap_load(server: Any, load: Load) -> Load:
     def load_any(request: LoadRequest) -> Servable:
         file = find_model_file(request.folder)
         if file is None:
@@ -155,4 +156,4 @@ def put_in_place(made: Path, target: Path) -> Path:
     return target
 
 
-EXTENSION = Extension("keras_files", wrap_load=lambda server, load: load_exported(load))
+EXTENSION = Extension("keras_files", wrap_load=wrap_load)

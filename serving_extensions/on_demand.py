@@ -133,7 +133,7 @@ def version_of(folder: Path, config: ModelConfig) -> int:
     return int(number[0]) if number and folder != Path(config.base_path) else 1
 
 
-def read_definitions(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Any]:
+def read_definitions(folder: Path, tags: Sequence[str]) -> dict[str, Any]:
     """The SignatureDefs of a SavedModel, by name, read from its file."""
     tensorflow()
     return dict(find_graph(read_graphs(folder), tags).signature_def)

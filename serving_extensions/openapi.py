@@ -186,11 +186,13 @@ INFER_V2 = {
 }
 
 
-ANYTHING: dict[str, Any] = {"application/json": {"schema": {}}, "*/*": {"schema": FILE}}
-
-
 def refer(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def in_json(schema: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The content of a body or an answer that is JSON."""
+    return {"application/json": {"schema": schema, **options}}
 
 
 def in_query(name: str, doc: str, schema: dict, **options: Any) -> dict[str, Any]:
@@ -227,15 +229,12 @@ PICTURE_FORM = {
     "properties": {"image": FILE, "routines": {"type": "string"}, "frame": {"type": "integer"}},
 }
 PICTURE_BODIES = {
-    "application/json": {
-        "schema": refer("Picture"),
-        "example": {"image_type": "base64", "data": DOT},
-    },
+    **in_json(refer("Picture"), example={"image_type": "base64", "data": DOT}),
     "application/octet-stream": {"schema": FILE},  # the picture itself, or .npy
     "multipart/form-data": {"schema": PICTURE_FORM},
 }
 PICTURE_ANSWERS = {
-    "application/json": {"schema": refer("PictureAnswer")},
+    **in_json(refer("PictureAnswer")),
     "image/png": {"schema": FILE},
     "image/jpeg": {"schema": FILE},
 }
@@ -403,12 +402,11 @@ def infer_bodies(path: str) -> dict[str, Any]:
     """The bodies of `:predict`, or of `:classify` and `:regress`, for a model not known yet."""
     named = {"signature_name": {"type": "string"}}
     if path.endswith(":predict"):
-        schema = one_of(named, {}, {"type": "array", "items": {}, "minItems": 1})
-        return {"application/json": {"schema": schema}, **ARRAYS}
+        rows = {"type": "array", "items": {}, "minItems": 1}
+        return in_json(one_of(named, {}, rows)) | ARRAYS
     examples = {"type": "array", "items": {}, "minItems": 1}
     properties = {**named, "context": {"type": "object"}, "examples": examples}
-    schema = {"type": "object", "required": ["examples"], "properties": properties}
-    return {"application/json": {"schema": schema}}
+    return in_json({"type": "object", "required": ["examples"], "properties": properties})
 
 
 def one_of(named: dict, columns: dict, rows: dict) -> dict[str, Any]:
@@ -421,7 +419,9 @@ def one_of(named: dict, columns: dict, rows: dict) -> dict[str, Any]:
     }
 
 
-ANY: dict[str, Any] = {"application/json": {"schema": {}}}
+ANY = in_json({})
+OBJECT = in_json({"type": "object"})
+ANYTHING = {**ANY, "*/*": {"schema": FILE}}
 TEXT = {"schema": {"type": "string"}}
 # What the routes take and answer, by name.
 ANSWERS = {
@@ -432,24 +432,21 @@ ANSWERS = {
     "sample": {"image/*": {"schema": FILE}},
     "picture": {"image/png": {"schema": FILE}},
     "preview": {"image/png": {"schema": FILE}},
-    "status": {"application/json": {"schema": refer("Status")}},
-    "classes": {"application/json": {"schema": refer("Labels")}},
-    "infer": {"application/json": {"schema": {"type": "object"}}, **ARRAYS},
+    "status": in_json(refer("Status")),
+    "classes": in_json(refer("Labels")),
+    "infer": {**OBJECT, **ARRAYS},
     "infer_v2": {
-        "application/json": {"schema": {"type": "object"}},
+        **OBJECT,
         "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it
     },
     "predict_image": PICTURE_ANSWERS,
 }
-OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
 def of_members(*required: str, **properties: dict) -> dict[str, Any]:
     """A body that is a JSON object with these members."""
-    schema: dict[str, Any] = {"type": "object", "properties": properties}
-    return {
-        "application/json": {"schema": schema | ({"required": [*required]} if required else {})}
-    }
+    needed = {"required": [*required]} if required else {}
+    return in_json({"type": "object", "properties": properties, **needed})
 
 
 # Routes that take a JSON object as their body and change the config.
@@ -471,26 +468,24 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("rollback", "POST"): of_members(to={"type": "string"}),
     ("verdict", "PUT"): of_members("verdict", verdict={"enum": ["accepted", "rejected", "none"]}),
     ("infer_v2", "POST"): {
-        "application/json": {"schema": INFER_V2},
+        **in_json(INFER_V2),
         "application/octet-stream": {"schema": FILE},  # JSON and the bytes behind it, or bytes
     },
     ("predict_image", "POST"): PICTURE_BODIES,
     ("preview", "POST"): PICTURE_BODIES,
-    ("call_client", "POST"): {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["path"],
-                "properties": {
-                    "path": {"type": "string", "pattern": "^/"},
-                    "method": {"type": "string"},
-                    "body": {},
-                    "key": {"type": "string"},
-                },
+    ("call_client", "POST"): in_json(
+        {
+            "type": "object",
+            "required": ["path"],
+            "properties": {
+                "path": {"type": "string", "pattern": "^/"},
+                "method": {"type": "string"},
+                "body": {},
+                "key": {"type": "string"},
             },
-            "example": {"path": "/readyz"},
-        }
-    },
+        },
+        example={"path": "/readyz"},
+    ),
 }
 MAY_BE_EMPTY = (("rollback", "POST"),)  # bodies
 OUTPUTS = in_query(
@@ -562,13 +557,8 @@ OTHERS = {
 }
 
 
-def document_error(text: str, schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": refer(schema)}}
-    return {"description": text, "content": content}
-
-
 RESPONSES = {
-    f"{schema}{status}": document_error(text, schema)
+    f"{schema}{status}": {"description": text, "content": in_json(refer(schema))}
     for schema in ("Error", "HubError", "OwnError")
     for status, text in (ERRORS | DENIALS | OTHERS).items()
 }
@@ -582,7 +572,7 @@ MORE = {
 def operation(
     name: str,
     summary: str,
-    security: list | None = None,
+    security: list | None,
     answer: dict | None = None,
     also: tuple[str, ...] = (),
     open_: bool = False,
@@ -590,8 +580,9 @@ def operation(
 ) -> dict[str, Any]:
     """One method of one path: 200 with JSON, and the errors that can come."""
     errors = ("400", "503") if open_ else (*ERRORS, *(DENIALS if security else ()))
-    content: dict[str, Any] = {"application/json": {"schema": answer or {}}}
-    responses: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
+    responses: dict[str, Any] = {
+        "200": {"description": "the answer", "content": in_json(answer or {})}
+    }
     for status in dict.fromkeys((*errors, *also)):
         known = {"$ref": f"#/components/responses/{error}{status}"}
         responses[status] = MORE.get(status, known)
@@ -622,9 +613,8 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     predict = operation(
         f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    media = {"schema": predict_schema(servable.signatures)}
-    media |= {"example": example} if example else {}
-    predict["requestBody"] = {"required": True, "content": {"application/json": media, **ARRAYS}}
+    media = in_json(predict_schema(servable.signatures), **{"example": example} if example else {})
+    predict["requestBody"] = {"required": True, "content": media | ARRAYS}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
     return paths | {
@@ -708,8 +698,8 @@ def document_deployment(ready: Any) -> dict[str, Any]:
         f"predict picture by {name}", f"Annotations of a picture by {name}", KEY_ASKED
     )
     predict["responses"]["200"]["content"] = PICTURE_ANSWERS
-    shown = {"application/json": {"schema": refer("Picture"), "example": example}}
-    predict["requestBody"] = {"required": True, "content": PICTURE_BODIES | shown}
+    bodies = PICTURE_BODIES | in_json(refer("Picture"), example=example)
+    predict["requestBody"] = {"required": True, "content": bodies}
     labels = operation(
         f"classes of {name}", f"The label map of {name}", KEY_ASKED, answer=refer("Labels")
     )

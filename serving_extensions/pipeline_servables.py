@@ -66,7 +66,7 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
         _, told = server.kept.get(("pipeline", pipeline.name), (None, None))
         try:
             functions = import_nodes(server, pipeline, path, outcome, polling)
-            refresh_pipeline(server, manager, pipeline, functions, outcome)
+            refresh_pipeline(server, pipeline, functions, outcome)
         except PipelineError as error:
             where = f"{path}{error.path}: {error}"
             if isinstance(error, NoFunction):  # told; planned again once the function is there
@@ -84,17 +84,14 @@ def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
 
 
 def refresh_pipeline(
-    server: ModelServer,
-    manager: ModelManager,
-    config: Any,
-    functions: Mapping[str, Any],
-    outcome: Outcome,
+    server: ModelServer, config: Any, functions: Mapping[str, Any], outcome: Outcome
 ) -> None:
     """Plan a pipeline over the loaded models and its functions by node, unless nothing changed
     since it was last planned.
 
     Raises PipelineError; if nothing changed, the earlier one again.
     """
+    manager = server.manager
     require_name(manager.config, config)
     members = {
         (node.model_name, node.version): servable.signatures if servable else None
@@ -222,8 +219,7 @@ class PipelineServable(Servable):
             with self.manager.lease(model, version, trace=trace) as (_, servable):
                 return servable.call("serving_default", inputs, trace)
 
-        seconds: dict[str, float] = {}
-        trace.nodes = seconds
+        trace.nodes = seconds = dict[str, float]()
         try:
             long = self.seconds_of(name) >= SHORT_SECONDS
             helpers = self.pool if long else None  # they cost more than a short call

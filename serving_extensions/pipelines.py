@@ -486,12 +486,8 @@ class Plan:
         NoShards, PipelineError for arrays that do not fit, and the exceptions of nodes and `check`;
         a model's BadRequest gets the node's name in front.
         """
-        run = PlanRun(self, call, pool, check)
-        try:
-            return run.answer(inputs)
-        finally:
-            if seconds is not None:
-                seconds.update(run.seconds)
+        run = PlanRun(self, call, pool, check, {} if seconds is None else seconds)
+        return run.answer(inputs)
 
 
 def plan(
@@ -550,14 +546,14 @@ class PlanRun:
         call: Callable[..., Arrays],
         pool: Workers | None,
         check: Callable[[], None],
+        seconds: dict[str, float],
     ) -> None:
         self.plan, self.graph, self.call, self.pool = plan, plan.graph, call, pool
-        self.check = check
+        self.check, self.seconds = check, seconds
         self.values: dict[tuple[str, str], dict[Index, Any]] = {  # arrays and bare numbers
             (link.node, link.item): {} for link in plan.graph.links
         }
         self.counts = {name: count for name, count in plan.graph.counts.items() if count > 0}
-        self.seconds: dict[str, float] = {}  # in each node
         self.left = {REQUEST: 0}  # node that has started -> its shards that are not done
         self.ready: deque[tuple[str, Index]] = deque()
         self.running = self.queued = 0  # nodes that run, helpers that have not started

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from .core import Call, Config, ConfigError, Extension, Key, ModelServer, Quota, Reply, reply, route
-from .periods import period_of
+from .periods import Known, period_of
 from .redis_quotas import RedisQuotas, shown
 
 logger = logging.getLogger("serving")
 
 
-class Quotas:
+class Quotas(Known):
     """A table (key name, period, period's start) -> calls. One connection, used under a lock and
     reopened after a fork.
 
@@ -34,11 +34,11 @@ class Quotas:
     """
 
     def __init__(self, path: Path | str, clock: Callable[[], float] = time.time):
-        self._path, self._clock = Path(path), clock
+        super().__init__(clock)
+        self._path = Path(path)
         self._lock = threading.Lock()
         self._process, self._database = 0, None  # type: int, sqlite3.Connection | None
         self._told: set[str] = set()  # reasons that are already logged
-        self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
         # The first count makes a missing file, not the reading of a config: `--check` run as root
         # would leave a file that the server may not write.
         if self._path.exists() or not os.access(self._path.parent, os.W_OK | os.X_OK):
@@ -92,24 +92,12 @@ class Quotas:
             )
         return None if counted else max(1, end - int(now))
 
-    def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """The calls of `key` in the current period, as this process last knew them, and the
-        seconds until the next period begins.
-        """
-        start, end = period_of(now := self._clock(), period)
-        begun, count = self.counts.get((key, period), (0, 0))
-        return count if begun == start else 0, max(1, end - int(now))
-
     def give_back(self, key: str, period: str, seconds: float) -> None:
         """Take back the count of a call that came `seconds` ago. Raises OSError."""
-        start = period_of(self._clock() - seconds, period)[0]
-        begun, count = self.counts.get((key, period), (0, 0))
-        if begun == start and count:
-            self.counts[key, period] = start, count - 1
         self._ask(
             "UPDATE calls SET count = count - 1 WHERE key = ? AND period = ? AND start = ? "
             "AND count > 0",
-            (key, period, start),
+            (key, period, self.forget_one(key, period, seconds)),
         )
 
     def add(self, key: str, calls: int) -> None:

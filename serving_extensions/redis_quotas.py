@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from .periods import period_of
+from .periods import Known, period_of
 
 TIMEOUT_SECONDS = 1.0  # to connect and for an answer; `?socket_timeout=` in the URL overrides it
 KEPT_SECONDS = 3600  # a count outlives its period by this: servers' clocks may differ
@@ -33,7 +33,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 logger = logging.getLogger("serving")
 
 
-class RedisQuotas:
+class RedisQuotas(Known):
     """A counter for each (key name, period, period's start), with the methods of `quotas.Quotas`.
     One client per process.
 
@@ -47,11 +47,11 @@ class RedisQuotas:
             import redis
         except ModuleNotFoundError:
             raise OSError("the package redis is not installed: pip install 'redis>=5'") from None
-        self._url, self._clock, self._redis = url, clock, redis
+        super().__init__(clock)
+        self._url, self._redis = url, redis
         self._lock = threading.Lock()
         self._process, self._client = 0, None  # type: int, Any
         self._failed_at: float | None = None
-        self.counts: dict[tuple[str, str], tuple[int, int]] = {}  # see `count_of`
         try:
             pool = self._connect().connection_pool
             # fails for an unknown option, without connecting
@@ -107,18 +107,9 @@ class RedisQuotas:
         self.counts[key, period] = start, int(counted) or calls
         return None if counted else left
 
-    def count_of(self, key: str, period: str) -> tuple[int, int]:
-        """As `Quotas.count_of`, over all servers: what this process knew last."""
-        start, end = period_of(now := self._clock(), period)
-        begun, count = self.counts.get((key, period), (0, 0))
-        return count if begun == start else 0, max(1, end - int(now))
-
     def give_back(self, key: str, period: str, seconds: float) -> None:
         """Take back the count of a call that came `seconds` ago. Raises OSError."""
-        start = period_of(self._clock() - seconds, period)[0]
-        begun, count = self.counts.get((key, period), (0, 0))
-        if begun == start and count:
-            self.counts[key, period] = start, count - 1
+        start = self.forget_one(key, period, seconds)
         self._ask(lambda client: client.eval(GIVE_BACK, 1, counter(key, period, start)))
 
     def add(self, key: str, calls: int) -> None:
@@ -148,8 +139,6 @@ def counter(key: str, period: str, start: int) -> str:
 
 def shown(url: str) -> str:
     """A quota store for logs and errors: its URL without user, password and options."""
-    if "://" not in url:
-        return url
     parts = urlsplit(url)
     try:
         port = f":{parts.port}" if parts.port else ""

@@ -14,6 +14,7 @@ from .core import (
     Load,
     LoadError,
     LoadRequest,
+    ModelServer,
     Servable,
     Trace,
     pick_device,
@@ -29,7 +30,7 @@ WRITES = re.compile(
 )
 
 
-def wrap(load: Load) -> Load:
+def wrap_load(server: ModelServer, load: Load) -> Load:
     """A loader that loads a model once for each of its devices and instances."""
 
     def load_each(request: LoadRequest) -> Servable:
@@ -124,4 +125,4 @@ def close_all(replicas: Sequence[Servable]) -> None:
         replica.retire(0)
 
 
-EXTENSION = Extension("replicas", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("replicas", wrap_load=wrap_load)

@@ -44,8 +44,7 @@ def read_templates(templates: Path, name: str) -> dict[str, bytes]:
     Raises OSError with the name of a file that is missing.
     """
     words = {b"PROJECT_NAME": name.encode(), b"SERVING_VERSION": __version__.encode()}
-    files = FILES.get(templates, FILES[PROJECT])
-    contents = {file: (templates / file).read_bytes() for file in files}
+    contents = {file: (templates / file).read_bytes() for file in FILES[templates]}
     for word, meaning in words.items():
         contents = {file: text.replace(word, meaning) for file, text in contents.items()}
     return contents

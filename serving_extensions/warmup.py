@@ -14,7 +14,7 @@ from .core import Extension, Load, LoadError, LoadRequest, Servable, load_errors
 MOST_RECORDS = 1000  # TensorFlow Serving's limit
 
 
-def wrap(load: Load) -> Load:
+def wrap_load(server: Any, load: Load) -> Load:
     """A loader that runs the requests stored with a model before the model serves others."""
 
     def load_replayed(request: LoadRequest) -> Servable:
@@ -104,4 +104,4 @@ def read_examples(given: bytes) -> np.ndarray:
     return np.array([context + example for example in examples[1]], object)
 
 
-EXTENSION = Extension("warmup", wrap_load=lambda server, load: wrap(load))
+EXTENSION = Extension("warmup", wrap_load=wrap_load)

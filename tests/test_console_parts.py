@@ -314,9 +314,9 @@ def test_graphs_and_the_table_tell_what_stats_tells_without_the_pages_own_calls(
     cells = browser.execute_script(f"return {row}").split("\t")
     assert cells[2] == str(total["requests"]) and total["requests"] >= 7
     assert float(cells[4].split()[0]) == pytest.approx(total["latency"]["p50"], abs=0.06)
-    titles = browser.execute_script(
-        "return [...document.querySelectorAll('.charts figcaption')].map((one) => one.textContent)"
-    )
+    shown = "[...document.querySelectorAll('.charts figcaption')].map((one) => one.textContent)"
+    wait(browser, f"{shown}.includes('Refused')")  # the first sample comes after five seconds
+    titles = browser.execute_script(f"return {shown}")
     for title in ("Requests a minute", "Latency, ms", "In flight, most", "Queue, mean", "Refused"):
         assert title in titles
     assert not [title for title in titles if "GPU" in title], "there is none here"

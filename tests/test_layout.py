@@ -177,10 +177,6 @@ def test_only_what_a_config_names_is_imported_by_a_string():
 SHARED = {
     ("logger", None): "the one logger of that name, `serving`",
     ("EXTENSION", None): "what a file adds, for the list in serving_extensions/__init__.py",
-    (
-        "wrap",
-        ("batching", "freezing", "replicas", "warmup"),
-    ): "a loader around another: `wrap_load`",
     ("Shape", ("pipelines", "routines")): "the same; pipelines need no routines.py",
 }
 

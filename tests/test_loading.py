@@ -278,12 +278,12 @@ def test_a_variable_of_any_size_is_filled_with_any(tf, folder):
 def test_each_wrapper_adds_one_thing_and_changes_nothing_of_what_it_wraps(tf, network):
     plain = load_plainly(network)
     before = dict(vars(plain)), dict(plain.callables)
-    for wrap, kind, fields in (
-        (batching.wrap, "batched", {"batching": True}),
-        (warmup.wrap, "session", {}),
-        (replicas.wrap, "session", {}),
+    for extension, kind, fields in (
+        (batching, "batched", {"batching": True}),
+        (warmup, "session", {}),
+        (replicas, "session", {}),
     ):
-        servable = wrap(lambda request: plain)(request(network, **fields))
+        servable = extension.wrap_load(None, lambda request: plain)(request(network, **fields))
         assert servable.callables["serving_default"].kind == kind
         assert (dict(vars(plain)), dict(plain.callables)) == before
         images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
@@ -291,10 +291,10 @@ def test_each_wrapper_adds_one_thing_and_changes_nothing_of_what_it_wraps(tf, ne
     assert plain.retire(5)
 
 
-@pytest.mark.parametrize("wrap", [freezing.wrap, batching.wrap, warmup.wrap, replicas.wrap])
-def test_a_servable_that_is_no_saved_model_passes_every_wrapper(wrap):
+@pytest.mark.parametrize("extension", [freezing, batching, warmup, replicas])
+def test_a_servable_that_is_no_saved_model_passes_every_wrapper(extension):
     made = FakeServable()
-    servable = wrap(lambda request: made)(request("f/1", batching=True))
+    servable = extension.wrap_load(None, lambda request: made)(request("f/1", batching=True))
     assert servable is made
     assert servable.run("serving_default", {"x": np.float32([[2]])})["y"].tolist() == [[2.0]]
 
@@ -311,7 +311,7 @@ def test_what_a_wrapper_cannot_do_frees_what_it_wraps(network, folder, tmp_path)
     (wrong / "assets.extra").mkdir()
     (wrong / "assets.extra/tf_serving_warmup_requests").write_bytes(b"x" * 100)
     with pytest.raises(serving.LoadError) as raised:
-        warmup.wrap(load)(request(wrong))
+        warmup.wrap_load(None, load)(request(wrong))
     assert str(tmp_path) not in raised.value.message and made[0].closed
 
 

@@ -381,10 +381,7 @@ def test_the_password_is_shown_nowhere(redis, tmp_path, capsys, caplog):
 
 def test_a_url_as_it_is_shown():
     assert shown("rediss://user:hush@host:6380/3?password=hush") == "rediss://host:6380/3"
-    assert (
-        shown("unix://user:hush@/run/redis.sock?db=1") == "unix:///run/redis.sock"
-        and shown("/var/lib/q.sqlite3") == "/var/lib/q.sqlite3"
-    )
+    assert shown("unix://user:hush@/run/redis.sock?db=1") == "unix:///run/redis.sock"
 
 
 @pytest.mark.parametrize("kind", ["file", "redis"])

@@ -166,11 +166,12 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_half(tmp_path, mon
     assert files(tmp_path / "p") == set()
 
 
-def test_a_missing_template_is_told_before_anything_is_written(tmp_path):
-    shutil.copytree(scaffold.PROJECT, tmp_path / "templates")
-    (tmp_path / "templates" / "README.md").unlink()
+def test_a_missing_template_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    templates = shutil.copytree(scaffold.PROJECT, tmp_path / "templates")
+    (templates / "README.md").unlink()
+    monkeypatch.setitem(scaffold.FILES, templates, scaffold.FILES[scaffold.PROJECT])
     with pytest.raises(FileNotFoundError) as caught:
-        write_project(tmp_path / "p", tmp_path / "templates")
+        write_project(tmp_path / "p", templates)
     assert Path(caught.value.filename).name == "README.md" and not (tmp_path / "p").exists()
 
 

@@ -68,6 +68,7 @@ from PIL import (
     ImageDraw,
     ImageFont,
     ImageOps,
+    PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     features,
@@ -212,6 +213,7 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
     working = working_bytes(image)
     limits.allow(working)
     with contextlib.closing(image), image_damage(limits):
+        fit_clear(image)
         image.load()
         turn_upright(image)
         array = to_pixels(image, limits)
@@ -270,6 +272,21 @@ def working_bytes(image: Image.Image) -> int:
     tile_width, tile_height = tile_size(image)
     pixels = image.width * image.height
     return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
+
+
+def fit_clear(image: Image.Image) -> None:
+    """Scale a PNG's transparent colour as Pillow will scale the pixels, which it does not itself.
+
+    Of 16-bit colours Pillow keeps the high bytes, which many share: none of them is transparent.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return
+    raw = image.tile[0][3]
+    if raw == "RGB;16B":
+        image.info.pop("transparency", None)
+    elif raw in ("L;2", "L;4") and "transparency" in image.info:
+        most = 3 if raw == "L;2" else 15
+        image.info["transparency"] = (image.info["transparency"] & most) * 255 // most
 
 
 def turn_upright(image: Image.Image) -> None:

@@ -68,6 +68,7 @@ from PIL import (
     ImageDraw,
     ImageFont,
     ImageOps,
+    PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     features,
@@ -212,6 +213,7 @@ def unpack_image(image: Image.Image, limits: ImageLimits) -> np.ndarray:
     working = working_bytes(image)
     limits.allow(working)
     with contextlib.closing(image), image_damage(limits):
+        fit_clear(image)
         image.load()
         turn_upright(image)
         array = to_pixels(image, limits)
@@ -270,6 +272,21 @@ def working_bytes(image: Image.Image) -> int:
     tile_width, tile_height = tile_size(image)
     pixels = image.width * image.height
     return (held + converted + canvases + 3) * pixels + 4 * tile_width * tile_height
+
+
+def fit_clear(image: Image.Image) -> None:
+    """Scale a PNG's transparent colour as Pillow will scale the pixels, which it does not itself.
+
+    Of 16-bit colours Pillow keeps the high bytes, which many share: none of them is transparent.
+    """
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return
+    raw = image.tile[0][3]
+    if raw == "RGB;16B":
+        image.info.pop("transparency", None)
+    elif raw in ("L;2", "L;4") and "transparency" in image.info:
+        most = 3 if raw == "L;2" else 15
+        image.info["transparency"] = (image.info["transparency"] & most) * 255 // most
 
 
 def turn_upright(image: Image.Image) -> None:
@@ -1025,7 +1042,7 @@ def read_label_map(text: str, name: str = "") -> dict[int, str]:
     if ending in (".pbtxt", ".prototxt", ".textproto") or re.search(ITEM, text, re.MULTILINE):
         return read_label_protos(text)
     if text.lstrip().startswith(("{", "[")):
-        return label_map_of(json.loads(text))
+        return label_map_of(json.loads(text, object_pairs_hook=unrepeated))
     if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
         return read_label_yaml(text)
     return label_map_of([line.strip() for line in text.splitlines() if line.strip()])
@@ -1087,12 +1104,28 @@ def read_label_yaml(text: str) -> dict[int, str]:
     """
     import yaml  # late: few label maps need it
 
-    try:  # BaseLoader reads only texts: other loaders read the names `no` and `off` as false
-        value = yaml.load(text, Loader=yaml.BaseLoader)
+    # BaseLoader reads only texts: other loaders read the names `no` and `off` as false
+    class LabelLoader(yaml.BaseLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            super().construct_mapping(node, deep)  # refuses keys that are lists or maps
+            return unrepeated(self.construct_pairs(node, deep))
+
+    try:
+        value = yaml.load(text, Loader=LabelLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"label map: {error}") from None
     names = value.get("names", value) if isinstance(value, Mapping) else value
     return label_map_of(dict(enumerate(names)) if isinstance(names, list) else names)
+
+
+def unrepeated(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The members of an object as a dict; raises ValueError for a key with two values."""
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if value != found[key]:
+            both = f"both {value!r:.40} and {found[key]!r:.40}"
+            raise ValueError(f"label map: {key!r:.40} is {both}")
+    return found
 
 
 def load_labels(value: Any, folder: Path) -> dict[int, str]:
@@ -1151,9 +1184,23 @@ def label_map_of(value: Any) -> dict[int, str]:
 
 
 def is_turned(value: Mapping[Any, Any]) -> bool:
-    """Whether a map goes from name to id, `{"cat": 0, "dog": 1}`, like Keras's `class_indices`."""
-    is_named = not any(str(key).isdecimal() for key in value)
-    return is_named and set(map(type, value.values())) == {int}
+    """Whether a map goes from name to id, `{"cat": 0, "dog": 1}`, like Keras's `class_indices`.
+
+    Raises ValueError for numbers on both sides, unless each is its own name.
+    """
+    if set(map(type, value.values())) != {int}:
+        return False
+    if not all(str(key).isdecimal() for key in value):
+        return True
+    for key, number in value.items():
+        left, right = f"{key!s:.40}", f"{number!s:.40}"
+        if left != right:
+            raise ValueError(
+                f'label map: expected names as texts, got "{left}": {right}, where either may be '
+                f'the name: write {{"{right}": "{left}"}} if {left} is, '
+                f'{{"{left}": "{right}"}} if {right} is'
+            )
+    return False
 
 
 def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
@@ -1161,8 +1208,9 @@ def label_pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
     labels: dict[int, str] = {}
     for key, entry in pairs:
         name = entry.get("name") if isinstance(entry, Mapping) else entry
-        if isinstance(name, list) and len(name) == 2:  # ImageNet's ["n01440764", "tench"]
-            name = name[1]
+        match name:
+            case [str(wnid), str(text)] if re.fullmatch(r"n\d{8}", wnid):  # ImageNet's
+                name = text
         number = -1 if isinstance(key, bool) or not re.fullmatch(r"\d+", str(key)) else int(key)
         if isinstance(name, str) and re.search("[\ud800-\udfff]", name):
             raise ValueError(f"label map: the name of {number} has half of a surrogate pair")

@@ -6926,7 +6926,7 @@ def annotate(
 
 # --- pictures in predict bodies -----------------------------------------------------------------
 #
-# TensorFlow Serving takes encoded pictures only for string tensors; bodies for those stay as is.
+# TensorFlow Serving takes encoded pictures only for string tensors; those take bytes as they are.
 
 
 Change = Callable[[Any, Any], Any]  # change(leaf of nested lists, its input's TensorSpec) -> leaf
@@ -6958,6 +6958,8 @@ def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[s
 def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
     found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
     specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
+    if not specs and has_strings(signature):
+        return value
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
         raise routines.ImageError(
@@ -6972,7 +6974,8 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
                 name: visit_all(part, specs[name], change) if name in specs else part
                 for name, part in row.items()
             }
-        return visit_all(row, next(iter(specs.values())), change)
+        lone = len(signature.inputs) == 1  # else it is refused later, for want of names
+        return visit_all(row, next(iter(specs.values())), change) if lone else row
 
     def decode(leaf: Any, spec: Any) -> Any:
         dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8))
@@ -7240,10 +7243,8 @@ class ModelServer:
             signature = servable.signatures.get(name)
             value = body.get("instances", body.get("inputs"))
             if signature and signature.inputs and holds_bytes(value):
-                body = wrap_picture(signature, body)
-                if not has_strings(signature):  # string inputs take bytes as they are
-                    limits = image_limits(self.config, own.take)
-                    body = unpack_pictures(signature, body, limits)
+                limits = image_limits(self.config, own.take)
+                body = unpack_pictures(signature, wrap_picture(signature, body), limits)
             return predict(servable, name, body, outputs, trace)
 
     def classify(

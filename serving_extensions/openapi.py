@@ -634,11 +634,10 @@ def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
 
 
 def ways_to_ask(name: str, signature: Signature) -> list[dict[str, Any]]:
-    pictures = not any(spec.dtype == "DT_STRING" for spec in signature.inputs.values())
     columns, rows = {}, {}
     for key, spec in signature.inputs.items():
         shape = spec.shape
-        also = [B64, B64_LIST] if pictures and picture_input(spec) else []
+        also = [B64, B64_LIST] if picture_input(spec) else []
         columns[key] = any_of(tensor_schema(spec, shape), *also)
         rows[key] = any_of(tensor_schema(spec, shape and shape[1:]), *also)
     ways = one_of(

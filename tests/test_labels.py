@@ -72,6 +72,11 @@ ULTRALYTICS = "path: ../pets\ntrain: images\nnc: 3\nnames:\n  0: person\n  1: no
         ("names: [person, bicycle, off]", {0: "person", 1: "bicycle", 2: "off"}),
         ("nc: 2\nnames:\n- person\n- 007\n", {0: "person", 1: "007"}),
         ("item\nitems {}\n", {1: "item", 2: "items {}"}),
+        ('{"0": 0, "1": 1, "2": 2}', {0: "0", 1: "1", 2: "2"}),
+        ('{"1": 0, "cat": 1}', {0: "1", 1: "cat"}),
+        ('[["n01440764", "tench"], ["n01443537", "goldfish"]]', {1: "tench", 2: "goldfish"}),
+        ('{"1": "a", "2": "b", "2": "b"}', {1: "a", 2: "b"}),
+        ("names:\n  1: a\n  1: a\n", {1: "a"}),
     ],
 )  # fmt: skip
 def test_right_readings(text, labels):
@@ -111,6 +116,14 @@ def test_a_files_ending_tells_its_form(tmp_path):
         ("names: 3", "got '3': None"),
         ('{"1": "\\ud83d"}', "the name of 1 has half of a surrogate pair"),
         ("names: [a\n", "label map: while parsing"),
+        ("names:\n  [a]: b\n", "unhashable key"),
+        ('{"2": "b", "2": "c"}', "'2' is both 'b' and 'c'"),
+        ("names:\n  2: b\n  2: c\n", "'2' is both 'b' and 'c'"),
+        ('{"1": 0, "2": 1}', 'write {"0": "1"} if 1 is, {"1": "0"} if 0 is'),
+        ('[["a", 0], ["b", 1]]', "got 1: ['a', 0]"),
+        ('[[1, "person"], [13, "stop sign"]]', "got 1: [1, 'person']"),
+        ('{"0": ["n01440764", 5]}', "got '0': ['n01440764', 5]"),
+        ("names:\n  0: [a, b]\n", "got '0': ['a', 'b']"),
     ],
 )
 def test_wrong_readings_are_named(text, problem):

@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+import zlib
 
 import cv2
 import numpy as np
@@ -109,6 +110,38 @@ def test_a_file_is_read_as_pillow_reads_it(form, mode, size, options):
 def mode_is_clear(data):
     with Image.open(io.BytesIO(data)) as image:
         return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA")
+
+
+def png(bits, kind, rows, clear):
+    """A PNG of one row of any depth, with a transparent colour."""
+    width = len(rows) * 8 // bits // (3 if kind == 2 else 1)
+    head = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
+    parts = (
+        (b"IHDR", head),
+        (b"tRNS", clear),
+        (b"IDAT", zlib.compress(b"\0" + rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_is_that_of_tensorflow(tf, bits):
+    for grey in range(1 << bits):
+        data = png(bits, 0, bytes(range(256)), struct.pack(">H", grey))
+        found = routines.decode_image(data, routines.ImageLimits(alpha=True))
+        assert (found == tf.io.decode_png(data, 4).numpy()).all()
+
+
+def test_of_colours_of_sixteen_bits_none_is_transparent():
+    """Pillow's pixels are the high bytes, and would be cut out by the colour's low ones."""
+    colours = np.array([[0x1234] * 3, [0x3400] * 3], ">u2").tobytes()
+    data = png(16, 2, colours, colours[:6])
+    opaque = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert (routines.decode_image(data, routines.ImageLimits(alpha=True)) == opaque).all()
 
 
 OPAQUE = [

@@ -1338,6 +1338,32 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     assert answer.json["error"].endswith("Expecting 'instances' to be an list/array")
 
 
+def test_picture_bytes_on_predict_of_a_model_that_takes_texts_too():
+    """The text takes the same bytes as they are."""
+    from conftest import signature, spec
+
+    data, shown = image_bytes(PICTURE), []
+    inputs = [spec("image", "DT_FLOAT", (None, 48, 64, 3)), spec("text", "DT_STRING", (None,))]
+    servable = serving.Servable(
+        {"serving_default": signature(inputs, [spec("y", "DT_DOUBLE")])},
+        lambda name, given: shown.append(given) or {"y": np.zeros(1)},
+    )
+    rest, both = Rest(fake_server({"m": servable})), {"image": {"b64": b64(data)}}
+    for body in (
+        {"inputs": {"image": [both["image"]], "text": ["x"]}},
+        {"inputs": {**both, "text": ["x"]}},
+        {"instances": [{**both, "text": "x"}]},
+        {"instances": [{**both, "text": both["image"]}]},
+        {"instances": [{"image": PICTURE.tolist(), "text": both["image"]}]},
+    ):
+        answer = rest.post("/v1/models/m:predict", body)
+        assert answer.status_code == 200, answer.json
+    answer = rest.post("/v1/models/m:predict", {"instances": [{"b64": b64(b"x")}]})
+    assert_error(answer, 400, "instances is a plain list, but expecting list of objects...")
+    assert all((given["image"] == PICTURE[np.newaxis]).all() for given in shown)
+    assert [list(given["text"]) for given in shown] == [[b"x"]] * 3 + [[data]] * 2
+
+
 RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])
 GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
 

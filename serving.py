@@ -996,7 +996,7 @@ class Key:
         if self.expires is not None and self.expiry is None:
             raise ValueError(
                 "expires: expected a date or time such as 2027-01-31T12:00:00Z, got "
-                f"{len(self.expires)} other characters"
+                f"a text of {len(self.expires)} characters"
             )
 
     @property
@@ -1615,7 +1615,7 @@ def check_limits(value: Any, path: str, limits: Mapping[str, Any]) -> Any:
         # JSON Schema's `$` matches at the end only; Python's also before a final line feed
         pattern = re.sub(r"(?<!\\)\$\Z", r"\\Z", limits["pattern"])
         if not re.search(pattern, value):
-            came = f"{len(value)} other characters" if is_secret(path) else repr(value[:60])
+            came = f"a text of {len(value)} characters" if is_secret(path) else repr(value[:60])
             raise ConfigError(path, f"expected {limits['doc']}; got {came}")
     return value
 
@@ -3205,7 +3205,7 @@ def list_devices() -> list[str]:
         return [listed.name.split("device:")[-1] for listed in session.list_devices()]
 
 
-@functools.cache
+@once
 def warn_once(text: str) -> None:
     logger.warning("%s", text)
 
@@ -3959,6 +3959,7 @@ CARRIED = NUMPY_DTYPES | {
 
 
 NO_INPUTS = "it has no inputs, which :predict needs"  # TensorFlow Serving loads it all the same
+NO_SIGNATURE = "has no signature and cannot be called: export it with signatures"
 
 
 def is_runnable(signature: Signature) -> bool:
@@ -4568,7 +4569,7 @@ def report_refused(
     for text in texts:
         logger.warning("%s: %s", label, text)
     if not calls and not texts:
-        logger.warning("%s has no signature and cannot be called: export it with signatures", label)
+        logger.warning("%s %s", label, NO_SIGNATURE)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -7613,7 +7614,8 @@ def check_versions(look: Look) -> list[str]:
             problems.append(error.message)
             continue
         try:
-            find_graph(read_graphs(folder), tags)
+            if not set(find_graph(read_graphs(folder), tags).signature_def) - {INIT_SIGNATURE}:
+                problems.append(f"{look.path}: version {version} {NO_SIGNATURE}")
         except LoadError as error:
             problems.append(f"{look.path}.tags: version {version}: {error}")
         except Exception as error:
@@ -10131,7 +10133,8 @@ def report(server: ModelServer, address: str, stop: threading.Event, process: Pr
             error = f" {state.error}" if state.error else ""
             print(f"  {model} version {version}: {state.state}{device}{error}")
     for name in server.readiness():
-        print(f"  {name}: not available, the log says why")
+        told = name.endswith(")")  # the reason, in parentheses
+        print(f"  {name}: not available{'' if told else ', the log says why'}")
     status, reload = url_of(view_models), url_of(view_reload)
     key = curl_key(server, server.config.auth.protect == "all")
     print(

@@ -6,6 +6,7 @@ The programs are the files of `clients/`: `python.py` sends a picture file to a 
 filled in; a line whose value the call lacks is left out.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -27,6 +28,7 @@ from .core import (
     Reply,
     ServingError,
     Signature,
+    TensorSpec,
     find_deployment,
     find_known,
     list_reached,
@@ -336,9 +338,14 @@ def example_of_model(
     if (example := example_of(servable)) is not None:
         return example
     name, signature = find_default(servable) or ("serving_default", Signature({}, {}))
-    lone = len(signature.inputs) < 2
-    inputs = "YOUR_INPUT" if lone else dict.fromkeys(signature.inputs, "YOUR_INPUT")
-    return named_body(name, {"inputs": inputs})
+    inputs = {key: nest("YOUR_INPUT", spec) for key, spec in signature.inputs.items()}
+    lone = next(iter(inputs.values()), "YOUR_INPUT")
+    return named_body(name, {"inputs": inputs if len(inputs) > 1 else lone})
+
+
+def nest(value: Any, spec: TensorSpec) -> Any:
+    """A value within as many lists as a tensor has dimensions."""
+    return functools.reduce(lambda inner, _: [inner], sizes_of(spec), value)
 
 
 def example_of_tensors(

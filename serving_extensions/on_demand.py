@@ -350,8 +350,8 @@ class Residency:
         while budget is not None and self.used() + need > budget << 20:
             victims = self.evictable(wanted)
             if not victims:  # too large for the budget: log it, and try to load it anyway
-                text = "%s needs about %.0f MB, more than memory_budget_mb leaves"
-                logger.warning(text, wanted.name, need / 2**20)
+                text = "%s needs about %d MB, more than memory_budget_mb leaves"
+                logger.warning(text, wanted.name, math.ceil(need / 2**20))
                 return True
             if not any(self.evict(one, f"made room for {wanted.config.name}") for one in victims):
                 return False

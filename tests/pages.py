@@ -10,7 +10,8 @@
 | any language, after `<!-- not run: why -->` | left alone |
 
 Any other block is an error. Numbers with a point may differ, `...` stands for anything. Servers run
-in this process, which has TensorFlow already; so do sites (`python -m flask --app`).
+in this process, which has TensorFlow already; so do sites (`python -m flask --app`). gunicorn has one
+of its own.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from conftest import ROOT, listening, listening_app
+from conftest import ROOT, free_port, listening, listening_app
 
 import routines
 import serving
@@ -41,6 +42,7 @@ FENCE = re.compile(
 )
 DECIMAL = re.compile(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)")
 SITE = re.compile(r"python -m flask --app (\S+) run\b")
+GUNICORN = re.compile(r"\bgunicorn(?= -c )")
 SERVER = re.compile(r"(python -m serving|python serving\.py|serving)\b")
 RUN = serving.run
 CLONE = ("models", "examples", "deploy", "config.json", "config.schema.json", "serving.py")
@@ -170,6 +172,8 @@ class Reader:
             self.run(serving.choose_source(parser, parser.parse_args(words)))
         elif site := SITE.match(command):
             self.host(runpy.run_path(os.path.abspath(f"{site[1]}.py"))["app"])
+        elif GUNICORN.search(command):
+            self.start(command, where)
         elif script := re.fullmatch(r"python (\S+\.py)", command):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 runpy.run_path(script[1], run_name="__main__")
@@ -205,6 +209,18 @@ class Reader:
         assert server.wait(120)
         assert not server.readiness(), server.readiness()
         self.key = server.generated_key or ""
+
+    def start(self, command, where):
+        """gunicorn, as typed but for its address, answers what the page asks from here on."""
+        self.stack.close()
+        bind = f"127.0.0.1:{free_port()}"
+        command = GUNICORN.sub(f"exec {shlex.quote(sys.executable)} -m gunicorn", command)
+        environ = {**os.environ, "SERVING_BIND": bind}
+        process = self.stack.enter_context(subprocess.Popen(["bash", "-c", command], env=environ))
+        self.stack.callback(process.terminate)
+        self.address = f"http://{bind}"
+        retry = "--retry 60 --retry-delay 1 --retry-connrefused"  # until the models are there
+        self.shell(f"curl {retry} {self.address}/livez", "", where)
 
     def host(self, app):
         """`flask run`: a site that has mounted servers answers what the page asks from here on."""

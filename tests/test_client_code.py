@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from conftest import ROOT, FakeServable, Rest, fake_server, listening
+from conftest import ROOT, FakeServable, Rest, fake_server, listening, signature, spec
 from languages import PICTURE, answering, need, predict, run, serving_shapes
 
+import serving
 from serving_extensions.client_code import LANGUAGES, TEMPLATES, call_code, client_code
 
 CHECK = {"javascript": "fetch"}  # where the client's name is not the language's in languages.py
@@ -202,6 +203,16 @@ def test_a_call_prints_the_answer_of_a_model(language, tmp_path, model):
     done = run_call(language, tmp_path, code)
     assert done.returncode == 0, done
     assert json.loads(done.stdout) == {"outputs": [[1.5]]}  # of 1.0
+
+
+def test_a_program_for_texts_is_answered_once_its_input_is_filled_in(language, tmp_path):
+    texts = [spec("line", "DT_STRING", (None,)), spec("column", "DT_STRING", (None, 1))]
+    same = {"serving_default": signature(texts, texts)}
+    with listening(fake_server({"m": serving.Servable(same, lambda _, inputs: inputs)})) as address:
+        code = requests.get(f"{address}/v1/models/m/client/{language}").text
+        done = run_call(language, tmp_path, code.replace("YOUR_INPUT", "lovely"))
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) == {"outputs": {"line": ["lovely"], "column": [["lovely"]]}}
 
 
 def test_a_call_is_exactly_what_was_asked_for_and_fails_when_it_is_refused(language, tmp_path):

@@ -571,7 +571,7 @@ def test_a_reload_tells_everything_that_is_wrong_and_no_more_than_people_read(tm
 def test_of_a_wrong_word_under_auth_its_length_is_told():
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "auth": {"protect": "al"}})
-    assert raised.value.message.endswith("; got 2 other characters")
+    assert raised.value.message.endswith("; got a text of 2 characters")
 
 
 @pytest.mark.parametrize(

@@ -724,6 +724,7 @@ def test_new_key_prints_a_key_and_the_json_that_lets_it_in(capsys):
     rest = Rest(fake_server({}, auth={"keys": [entry]}))
     assert rest.get("/x/classes", headers=bearer(key)).status_code == 404
     assert serving.main(["--new-key", "no spaces"]) == 2
+    assert capsys.readouterr().err.endswith("; got a text of 9 characters\n")
 
 
 def test_keys_are_in_no_log(guarded, caplog):

@@ -5,6 +5,8 @@ import json
 import shutil
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -255,6 +257,16 @@ def test_a_module_that_cannot_be_imported_fails_the_models_that_need_it(
     )
     assert reason(server, "text") == f"Op type not registered 'RegexSplitWithOffsets': {wrong}"
     assert caplog.text.count("not_installed_at_all cannot be imported") >= 1
+
+
+def test_threads_that_miss_a_module_at_once_log_it_once(monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        serving.logger, "warning", lambda *given: (logged.append(given), time.sleep(0.2))
+    )
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(serving.import_operations, [("missed_by_threads",)] * 3))
+    assert len(logged) == 1
 
 
 def test_a_module_that_is_mended_is_imported_at_the_next_load(tmp_path, monkeypatch):

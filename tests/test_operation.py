@@ -731,7 +731,7 @@ def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_c
         one["name"]: one["body"] for one in rest.get("/deployments", headers=key).json["models"]
     }
     assert bodies["odd"] == bodies["refused"] == example and "signature_name" not in bodies["m"]
-    wide = {**example, "inputs": "YOUR_INPUT"}
+    wide = {**example, "inputs": [["YOUR_INPUT"]]}
     for model, expected in (("odd", example), ("refused", example), ("long", wide)):
         code = rest.get(f"/v1/models/{model}/client/curl").text
         assert json.loads(shlex.split(code)[shlex.split(code).index("-d") + 1]) == expected

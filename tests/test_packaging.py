@@ -175,7 +175,7 @@ def test_what_the_documents_install_brings_tensorflow():
     extras = setup()["options.extras_require"]
     for path in (ROOT / "README.md", ROOT / ".ci/run", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"pip install (?:-\w+ )*('\.[^']*'|\.\S*)", path.read_text()):
-            named = re.fullmatch(r"'\.\[(\w+)\]'", target)
+            named = re.fullmatch(r"'\.\.?\[(\w+)\]'", target)
             assert named and "tensorflow" in extras[named[1]], f"{path.name}: {target}"
 
 

@@ -186,6 +186,8 @@ def test_a_model_larger_than_the_budget_is_tried_and_said(folders, caplog):
     server = serve(folders[:1], memory_budget_mb=5)
     assert ask(server, 1)
     assert "m1/1 needs about" in caplog.text and "more than memory_budget_mb leaves" in caplog.text
+    assert server.state["on_demand"].make_room(named(server, "m1"), 1)
+    assert "m1/1 needs about 1 MB, more than" in caplog.text
     server.stop()
 
 

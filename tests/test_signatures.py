@@ -946,12 +946,15 @@ def test_a_signature_without_inputs_is_loaded_and_refused_as_tensorflow_serving_
     assert client.get("/v1/models/m/metadata").status_code == 200
 
 
-def test_a_model_without_signatures_is_said_to_have_none(tf, folder, caplog):
+def test_a_model_without_signatures_is_said_to_have_none(tf, folder, caplog, capsys):
     module = tf.Module()
     module.weight = tf.Variable(1.0)
-    tf.saved_model.save(module, str(folder / "none"))
-    load(folder / "none")
-    assert "m has no signature and cannot be called: export it with signatures" in caplog.text
+    tf.saved_model.save(module, str(folder / "none/1"))
+    load(folder / "none/1")
+    told = "has no signature and cannot be called: export it with signatures"
+    assert f"m {told}" in caplog.text
+    assert serving.main([str(folder / "none"), "--check"]) == 2
+    assert f"wrong: $.model_config_list[0].config: version 1 {told}\n" in capsys.readouterr().out
 
 
 def test_warm_up_is_part_of_what_a_version_is_loaded_with():

@@ -570,3 +570,16 @@ def test_the_links_at_the_start_open_in_a_browser(host, capsys, monkeypatch):
     serving.run(server, host=host, port=0, stop=stop)
     links = re.findall(r"http://(\S+?):\d+", capsys.readouterr().out)
     assert len(links) >= 4 and set(links) == {"127.0.0.1"}
+
+
+def test_the_start_names_the_log_only_for_what_has_no_reason(capsys, monkeypatch, tmp_path):
+    stop, report = threading.Event(), serving.report
+    monkeypatch.setattr(serving, "report", lambda *given: (report(*given), stop.set()))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/saved_model.pb").write_bytes(b"x")
+    models = [{"config": {"name": "m", "base_path": str(tmp_path)}}]
+    source = {"model_config_list": models, "deployments": [{"id": "d", "model": "nope"}]}
+    serving.run(source, port=0, stop=stop)
+    told = capsys.readouterr().out
+    assert "  deployment d (no model is called 'nope'): not available\n" in told, told
+    assert "  m: not available, the log says why\n" in told, told

@@ -4047,6 +4047,7 @@ class Scope(typing.NamedTuple):
     """The namespace of a tensor: a graph, or the body of a function that `caller` calls."""
 
     nodes: Mapping[str, Any]
+    functions: Mapping[str, Any]  # all of the graph
     arguments: Mapping[str, str] = types.MappingProxyType({})  # argument -> the caller's tensor
     caller: "Scope | None" = None
 
@@ -4056,15 +4057,15 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     operations that it may run, and an example that it can parse.
     """
     functions = {function.signature.name: function for function in graph.library.function}
-    top = Scope({node.name: node for node in graph.node})
+    top = Scope({node.name: node for node in graph.node}, functions)
     shapes = [spec.shape or () for spec in signature.inputs.values()]
     sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
-    logits = find_logits(signature, top, functions) if len(signature.outputs) > 1 else {}
+    logits = find_logits(signature, top) if len(signature.outputs) > 1 else {}
     outputs = {
         name: dataclasses.replace(
             spec,
-            made_by=find_maker(spec.tensor, top, functions),
-            scale=find_scale(spec.tensor, top, functions, sizes),
+            made_by=find_maker(spec.tensor, top),
+            scale=find_scale(spec.tensor, top, sizes),
             logits=logits.get(name, ()),
         )
         for name, spec in signature.outputs.items()
@@ -4142,25 +4143,23 @@ def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np
     return serialized
 
 
-def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
+def find_maker(tensor: str, scope: Scope) -> str:
     """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
     Looks through operations that pass values on, and into functions. Several joined tensors of one
     maker count as made by it.
     """
-    node, scope = find_node(tensor, scope, functions)
-    return "" if node is None else name_maker(node, scope, functions)
+    node, scope = find_node(tensor, scope)
+    return "" if node is None else name_maker(node, scope)
 
 
-def find_logits(
-    signature: Signature, top: Scope, functions: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
+def find_logits(signature: Signature, top: Scope) -> dict[str, tuple[str, ...]]:
     """For each output that is the softmax or sigmoid of others, unsliced: the names of those."""
     whole = HANDED_ON - {"Slice", "StridedSlice"}
 
     def place(tensor: str, scope: Scope) -> tuple[str, ...]:
         """Identify where a tensor is made: its name and index, and the arguments of its callers."""
-        tensor, scope = trace_tensor(tensor, scope, functions, whole)
+        tensor, scope = trace_tensor(tensor, scope, whole)
         name, _, index = tensor.partition(":")
         names = [name, index or "0"]
         while scope.caller is not None:
@@ -4171,7 +4170,7 @@ def find_logits(
     places = {name: place(spec.tensor, top) for name, spec in signature.outputs.items()}
     found = {}
     for name, spec in signature.outputs.items():
-        tensor, scope = trace_tensor(spec.tensor, top, functions, whole)
+        tensor, scope = trace_tensor(spec.tensor, top, whole)
         node = scope.nodes.get(tensor.partition(":")[0])
         if node is not None and node.op in ("Softmax", "Sigmoid"):
             given = place(node.input[0], scope)
@@ -4179,14 +4178,14 @@ def find_logits(
     return found
 
 
-def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+def find_node(tensor: str, scope: Scope) -> tuple[Any, Scope]:
     """The node that computes a tensor's values, or None if it is missing; and its scope."""
-    tensor, scope = trace_tensor(tensor, scope, functions)
+    tensor, scope = trace_tensor(tensor, scope)
     return scope.nodes.get(tensor.partition(":")[0]), scope
 
 
 def trace_tensor(
-    tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
+    tensor: str, scope: Scope, handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
     """The tensor as which the values of `tensor` are computed, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
@@ -4197,7 +4196,7 @@ def trace_tensor(
         node = scope.nodes.get(name)
         if node is None:
             return tensor, scope
-        called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
+        called = scope.functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
         elif node.op in handed_on:
@@ -4218,22 +4217,23 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
     named = place.partition(":")[0]
     result = named if named in results else results[min(index, len(results) - 1)]
     given = [argument.name for argument in function.signature.input_arg]
-    inner = Scope({one.name: one for one in function.node_def}, dict(zip(given, node.input)), scope)
+    nodes = {one.name: one for one in function.node_def}
+    inner = Scope(nodes, scope.functions, dict(zip(given, node.input)), scope)
     return function.ret[result], inner
 
 
-def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
+def name_maker(node: Any, scope: Scope) -> str:
     """The maker that a node counts as: its type, or the maker of all tensors that it joins.
 
     exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
     """
     if node.op in ("ConcatV2", "Pack"):
         joined = node.input[:-1] if node.op == "ConcatV2" else node.input
-        makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
+        makers = {find_maker(tensor, scope) for tensor in joined if tensor[0] != "^"}
         is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
         return makers.pop() if is_one_kind else node.op
     if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
-        maker = find_maker(node.input[1], scope, functions)
+        maker = find_maker(node.input[1], scope)
         return maker if maker == "Sigmoid" else node.op
     if node.op == "RealDiv":
         over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
@@ -4247,21 +4247,19 @@ MOST_STEPS = 24  # between an output and the constants that tell the scale of it
 MOST_CONSTANTS = 1 << 20  # numbers in a constant; a larger one is not read
 
 
-def find_scale(
-    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
-) -> str:
+def find_scale(tensor: str, scope: Scope, sizes: Collection[int], step: int = 0) -> str:
     """Whether the boxes that an output starts with are in 0..1 (`unit`) or in pixels of the input
     (`input`), as the constants that they are computed with tell; "" if these do not.
 
     `sizes` are the input's. YOLO's heads multiply by the strides of their cells; an export in 0..1
     then divides by the input's sizes, or multiplies by stride / size instead.
     """
-    node, scope = find_node(tensor, scope, functions)
+    node, scope = find_node(tensor, scope)
     if node is None or step > MOST_STEPS:
         return ""
 
     def follow(tensor: str) -> str:
-        return find_scale(tensor, scope, functions, sizes, step + 1)
+        return find_scale(tensor, scope, sizes, step + 1)
 
     if node.op in ("Sigmoid", "Softmax"):
         return "unit"
@@ -4271,7 +4269,7 @@ def find_scale(
         return scale_of_values(read_constant(node), {2})
     if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
         return ""
-    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    first, second = (find_node(one, scope)[0] for one in node.input[:2])
     left, right = read_constant(first), read_constant(second)
     if node.op in ("Add", "AddV2", "Sub"):
         told = [scale_of_values(one, sizes) for one in (left, right)]

@@ -549,9 +549,11 @@ def option(
     maximum: float | None = None,
     pattern: str | None = None,
     loads: bool = False,
+    secret: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits. A change of a field that `loads` makes the model load anew.
+    and its limits. A change of a field that `loads` makes the model load anew; no `repr` shows
+    a `secret` one.
     """
     metadata = {
         "doc": doc,
@@ -562,7 +564,7 @@ def option(
     }
     if default == {}:
         return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
@@ -1017,14 +1019,12 @@ class Auth:
         "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
         pattern="^(predict|all)$",
     )
-    quota_store: str | None = dataclasses.field(
-        default=None,
-        repr=False,
-        metadata={  # it may hold a password
-            "doc": "where quotas are counted: a file, or redis://, rediss:// or unix:// for "
-            "several servers together; default: <config>.quotas.sqlite3",
-            "pattern": NOT_EMPTY,
-        },
+    quota_store: str | None = option(
+        None,
+        "where quotas are counted: a file, or redis://, rediss:// or unix:// for several servers "
+        "together; default: <config>.quotas.sqlite3",
+        pattern=NOT_EMPTY,
+        secret=True,  # it may hold a password
     )
     wrong_keys_per_minute: int | None = option(
         None,

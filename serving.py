@@ -1507,17 +1507,12 @@ def what_came(value: Any, path: str, kind: Any) -> str:
     """Name the JSON value that came at `path` in place of a `kind`, for an error.
 
     Only its type is named where the value may be a key or a password: under `auth`, or if it is a
-    string in place of an object.
+    string in place of an object, or of a list or union with objects in it.
     """
-    if is_secret(path) or isinstance(value, str) and holds_objects(kind):
+    objects = any(json_type_of(one) is dict for one in (kind, *typing.get_args(kind)))
+    if is_secret(path) or isinstance(value, str) and objects:
         return JSON_TYPES.get(type(value), type(value).__name__)
     return json_kind(value)
-
-
-def holds_objects(kind: Any) -> bool:
-    """Whether a declared type is an object, or a list or union with objects in it."""
-    kinds = (kind, *typing.get_args(kind))
-    return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
 
 def is_secret(path: str) -> bool:
@@ -1980,8 +1975,7 @@ class Allowance:
 
     def close(self) -> None:
         if self.held:
-            held, self.held = self.held, 0
-            self._all.add(-held)
+            self.take(-self.held)
 
 
 UNPACKED_PIECE = 1 << 20  # bytes that are unpacked in one step

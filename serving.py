@@ -7441,15 +7441,14 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
     """
     now = manager.config
     versions, problems = plan_versions(manager, wanted)
-    known = {model.name: model for model in now.models}
-    models = compare(known, {model.name: model for model in wanted.models}, tell_changed)
+    models = compare(now, wanted, "models", "name", tell_changed)
     sections = {"deployments": "id", "pipeline_config_list": "name", "handlers": "path"}
     plan: dict[str, Any] = {
         "dry_run": True,
         "config_read": config_read,
         "models": models | {"versions": versions},
-        **{key: compare_named(now, wanted, key, name) for key, name in sections.items()},
-        "keys": compare_named(now.auth, wanted.auth, "keys", "name"),
+        **{key: compare(now, wanted, key, name) for key, name in sections.items()},
+        "keys": compare(now.auth, wanted.auth, "keys", "name"),
         "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
         "server": tell_changed(now.server, wanted.server),
         "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
@@ -7487,27 +7486,27 @@ def has_changes(plan: Mapping[str, Any]) -> bool:
 
 
 def compare(
-    now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
+    now: Any,
+    wanted: Any,
+    section: str,
+    name: str,
+    tell: Callable[[Any, Any], list[Any]] = changed_fields,
 ) -> dict[str, Any]:
-    """The entries added, removed and changed between two sections, given by name.
+    """The entries added, removed and changed in a section between two configs; the attribute `name`
+    names an entry.
 
     `tell(now, wanted)` lists the options that differ in a changed entry.
     """
-    both = [name for name in wanted if name in now and now[name] != wanted[name]]
-    return {
-        "added": [name for name in wanted if name not in now],
-        "removed": [name for name in now if name not in wanted],
-        "changed": [{"name": name, "options": tell(now[name], wanted[name])} for name in both],
-    }
-
-
-def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
-    """As `compare`, for a section whose entries are named by the attribute `name`; no values."""
     before, after = (
-        {getattr(entry, name): entry for entry in getattr(config, section, ())}
+        {getattr(entry, name): entry for entry in getattr(config, section)}
         for config in (now, wanted)
     )
-    return compare(before, after, changed_fields)
+    both = [name for name in after if name in before and before[name] != after[name]]
+    return {
+        "added": [name for name in after if name not in before],
+        "removed": [name for name in before if name not in after],
+        "changed": [{"name": name, "options": tell(before[name], after[name])} for name in both],
+    }
 
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:

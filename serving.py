@@ -5115,15 +5115,22 @@ class Look(typing.NamedTuple):
     picked: dict[int, Path] | None = None  # the folders its policy picks; None: model refused
 
 
-def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
-    """Yield each model of a config as a pass of the loader would find it."""
+def place_models(config: Config) -> Iterator[tuple[ModelConfig, str, str]]:
+    """Yield each model of a config, its JSON path, and what is wrong with its name; "" if nothing
+    is.
+    """
     places: dict[str, str] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
         taken = places.setdefault(model.name, path)
-        if taken != path:
-            problem = f"{path}.name: '{model.name}' is already taken by {taken}"
-            yield Look(model, path, [problem])
+        yield model, path, "" if taken == path else f"'{model.name}' is already taken by {taken}"
+
+
+def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
+    """Yield each model of a config as a pass of the loader would find it."""
+    for model, path, misnamed in place_models(config):
+        if misnamed:
+            yield Look(model, path, [f"{path}.name: {misnamed}"])
             continue
         if model.problem:
             yield Look(model, path, [f"{path}.{model.problem}"])
@@ -5676,11 +5683,15 @@ class ModelManager:
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
             again = not polling or outcome.config_read  # a new config may name other modules
-            visits = [
-                Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
-                for index, model in enumerate(self.config.models)
-            ]
-            self._take_turns(self._begin(visits))
+            visits, steps = list[Visit](), dict[str, Steps]()
+            for model, path, misnamed in place_models(self.config):
+                visit = Visit(model, path, polling, again, pool)
+                visits.append(visit)
+                if misnamed:
+                    visit.fail(".name", misnamed)
+                else:
+                    steps[model.name] = self._refresh_model_safely(visit)
+            self._take_turns(steps)
         outcome.changed |= any(visit.outcome.changed for visit in visits)
         for visit in visits:  # errors in the config's order, not in that of the loads
             outcome.errors += visit.outcome.errors
@@ -5693,19 +5704,6 @@ class ModelManager:
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
             outcome.errors += map(LoadError, self.deployment_problems().values())
-
-    def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
-        """The steps for each model, by name, not yet begun; refuses a name already taken."""
-        places: dict[str, str] = {}
-        steps: dict[str, Steps] = {}
-        for visit in visits:
-            name = visit.model.name
-            if name in places:
-                visit.fail(".name", f"'{name}' is already taken by {places[name]}")
-                continue
-            places[name] = visit.path
-            steps[name] = self._refresh_model_safely(visit)
-        return steps
 
     def _take_turns(self, steps: Mapping[str, Steps]) -> None:
         """Run each model's next step as soon as the loads it waits for are over."""

@@ -297,21 +297,6 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
     return thread
 
 
-class Rarely:
-    """Log a lack of file descriptors at most once a minute, any other error with its traceback."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.next = clock, 0.0
-
-    def log(self, place: str, error: BaseException) -> None:
-        if not lacks_files(error):
-            log_safely(logging.ERROR, "%s", place, error=error)
-        elif self.clock() >= self.next:
-            self.next = self.clock() + 60
-            text = "%s: the process has too many open files; it will try again"
-            log_safely(logging.ERROR, text, place)
-
-
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
     """Turn what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) into RuntimeError.
@@ -5303,7 +5288,7 @@ class ModelManager:
         self._config_error = self._missing = ""  # why the file's present text is not in force
         self._problems: tuple[str, ...] = ()  # of the last pass
         self._said: set[str] = set()  # texts that the log need not repeat
-        self._rarely = Rarely(clock)
+        self._clock, self._silent_until = clock, 0.0  # about a lack of file descriptors
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: what in its config keeps it from loading
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
@@ -5560,7 +5545,7 @@ class ModelManager:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
             future.set_exception(error)
-            self._rarely.log("The loader failed", error)
+            self._log_failure("The loader failed", error)
         return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -5587,6 +5572,15 @@ class ModelManager:
         self._problems = (*(error.message for error in outcome.errors), *outcome.told)
         self.first_pass_done.set()
         return outcome
+
+    def _log_failure(self, place: str, error: BaseException) -> None:
+        """Log a lack of files at most once a minute, any other error with its traceback."""
+        if not lacks_files(error):
+            log_safely(logging.ERROR, "%s", place, error=error)
+        elif self._clock() >= self._silent_until:
+            self._silent_until = self._clock() + 60
+            text = "%s: the process has too many open files; it will try again"
+            log_safely(logging.ERROR, text, place)
 
     def _say_once(self, level: int, text: str) -> None:
         """Log a text once: an error again after a pass without it, a note never again."""
@@ -5726,7 +5720,7 @@ class ModelManager:
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
-            self._rarely.log(visit.path, error)
+            self._log_failure(visit.path, error)
             visit.fail("", state_text(error))
 
     def _refresh_model(self, visit: Visit) -> Steps:

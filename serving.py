@@ -995,6 +995,11 @@ class Key:
             return None
         return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
 
+    @property
+    def has_expired(self) -> bool:
+        expiry = self.expiry
+        return expiry is not None and expiry <= datetime.datetime.now(datetime.timezone.utc)
+
 
 @dataclass(frozen=True)
 class Auth:
@@ -6396,31 +6401,21 @@ def tokens_of(headers: Any) -> list[str]:
 
 def list_expired(config: Config) -> list[Key]:
     """The expired keys among those that are not disabled."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    keys = [key for key in config.auth.keys if not key.disabled]
-    return [key for key in keys if key.expiry and key.expiry <= now]
+    return [key for key in config.auth.keys if key.has_expired and not key.disabled]
 
 
 class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
-    `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
     `take(name, calls, period)` counts a call; it returns None, or the seconds to wait when the
     quota is used up.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[Any],
-        take: Callable[[str, int, str], int | None],
-        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(
-            datetime.timezone.utc
-        ),
-    ):
+    def __init__(self, keys: Sequence[Key], take: Callable[[str, int, str], int | None]):
         self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
-        self._take, self._clock = take, clock
+        self._take = take
 
-    def find(self, token: str) -> Any | None:
+    def find(self, token: str) -> Key | None:
         """The key of a token, or None; compares every stored digest, each in constant time."""
         given, found = bytes.fromhex(digest(token)), None
         for stored, key in self._keys:
@@ -6430,7 +6425,7 @@ class KeyRing:
 
     def check(
         self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
-    ) -> Any:
+    ) -> Key:
         """The key of a call, if it is for one of the deployments `reached`; counts the call against
         the key's quota if `counted`.
 
@@ -6454,10 +6449,10 @@ class KeyRing:
             raise
         return key
 
-    def _let_in(self, key: Any, reached: Collection[str] | None, counted: bool) -> None:
+    def _let_in(self, key: Key, reached: Collection[str] | None, counted: bool) -> None:
         if key.disabled:
             raise unauthorized(f"The key '{key.name}' is disabled")
-        if key.expiry and self._clock() >= key.expiry:
+        if key.has_expired:
             raise unauthorized(f"The key '{key.name}' has expired")
         if reached is None:
             return
@@ -6465,11 +6460,11 @@ class KeyRing:
             own = ", ".join(key.deployments) or "nothing"
             raise ServingError(f"The key '{key.name}' is only for: {own}", "PERMISSION_DENIED")
         if counted and key.quota is not None:
-            self._count(key)
+            self._count(key, key.quota)
 
-    def _count(self, key: Any) -> None:
+    def _count(self, key: Key, quota: Quota) -> None:
         try:
-            seconds = self._take(key.name, key.quota.calls, key.quota.period)
+            seconds = self._take(key.name, quota.calls, quota.period)
         # a quota promises an exact count: a call that cannot be counted is refused
         except OSError as error:
             text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
@@ -6477,12 +6472,12 @@ class KeyRing:
         if seconds is None:
             return
         raise ServingError(
-            f"The key '{key.name}' has used its {key.quota.calls} calls per {key.quota.period}; "
+            f"The key '{key.name}' has used its {quota.calls} calls per {quota.period}; "
             f"try again in {seconds} s",
             "RESOURCE_EXHAUSTED",
             headers={
                 "Retry-After": str(seconds),
-                "RateLimit-Limit": str(key.quota.calls),
+                "RateLimit-Limit": str(quota.calls),
                 "RateLimit-Remaining": "0",
                 "RateLimit-Reset": str(seconds),
             },

@@ -2739,11 +2739,6 @@ class Trace:
         routines = min(self.routines, rest)
         return queued, self.began - self.start, inference, routines, rest - routines
 
-    def parts(self) -> dict[str, float]:
-        """Seconds by phase, without those that there were not."""
-        found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
-        return {name: seconds for name, seconds in found if seconds == seconds}
-
 
 class Untraced(Trace):
     """The trace of calls from Python: it records nothing and has no deadline."""

@@ -5073,15 +5073,12 @@ class Visit:
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
-        """Record a problem at a place below the model's JSON path, such as `.base_path`.
-
-        `.` when `problem` itself begins with the option's name. `like` lends its code and status.
+    def fail(self, problem: str, like: ServingError | None = None) -> None:
+        """Record a problem, which continues the model's JSON path, as `.base_path: ...` or `: ...`
+        does. `like` lends its code and status.
         """
-        path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append(
-            LoadError(path + problem, *((like.code, like.status) if like else ()))
-        )
+        text = self.path + problem
+        self.outcome.errors.append(LoadError(text, *((like.code, like.status) if like else ())))
 
 
 NO_VERSION = (
@@ -5682,7 +5679,7 @@ class ModelManager:
                 visit = Visit(model, path, polling, again, pool)
                 visits.append(visit)
                 if misnamed:
-                    visit.fail(".name", misnamed)
+                    visit.fail(f".name: {misnamed}")
                 else:
                     steps[model.name] = self._refresh_model_safely(visit)
             self._take_turns(steps)
@@ -5721,7 +5718,7 @@ class ModelManager:
             yield from self._refresh_model(visit)
         except Exception as error:
             self._log_failure(visit.path, error)
-            visit.fail("", state_text(error))
+            visit.fail(f": {state_text(error)}")
 
     def _refresh_model(self, visit: Visit) -> Steps:
         """Load the versions that the policy picks, skipping broken ones; retire the others."""
@@ -5747,7 +5744,7 @@ class ModelManager:
         }
         for label, number in model.version_labels.items():
             if label not in labels:
-                visit.fail(f".version_labels.{label}", f"version {number} is not available")
+                visit.fail(f".version_labels.{label}: version {number} is not available")
         self._publish(model.name, Available(serving, labels), broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
@@ -5773,7 +5770,7 @@ class ModelManager:
         for version in folders:
             if states[version].failed_at is not None:
                 reason = states[version].error
-                visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
+                visit.fail(f": version {version} of {model.name} cannot be loaded: {reason}")
 
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
         """The folders of a model's versions; None when the loaded versions are to stay as is."""
@@ -5793,7 +5790,7 @@ class ModelManager:
             folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error)
+            visit.fail(f".base_path: {error.message}", error)
             return None
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
@@ -5808,13 +5805,13 @@ class ModelManager:
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
-        visit.fail(".base_path", NO_VERSION)
+        visit.fail(f".base_path: {NO_VERSION}")
         return None
 
     def _refuse(self, visit: Visit) -> None:
         """Report, for the model and each of its versions, why its config cannot be served."""
         model, problem = visit.model, visit.model.problem
-        visit.fail(".", problem)
+        visit.fail(f".{problem}")
         self._refused[model.name] = problem
         folders: dict[int, Path] = {}
         if not problem.startswith("base_path"):

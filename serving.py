@@ -3222,7 +3222,7 @@ OPERATIONS = {
 }
 
 
-def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
+def explain_operation(message: str, failed: Sequence[str]) -> str:
     """TensorFlow's message; for an operation that it does not know, what to write into the config.
 
     `failed` are the modules of the config that could not be imported, with the reason.
@@ -3461,7 +3461,7 @@ def hide_paths(text: str) -> str:
 
 
 def open_session(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+    folder: Path, device: str, tags: Sequence[str]
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Load a SavedModel into a session on `device`; returns the session, the SignatureDefs to call
     and their description as stored.
@@ -3520,9 +3520,7 @@ def new_session(device: str, options: Any = None) -> Iterator[Any]:
         raise
 
 
-def open_graph(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
-) -> tuple[Any | None, dict[str, Any]]:
+def open_graph(folder: Path, device: str, tags: Sequence[str]) -> tuple[Any | None, dict[str, Any]]:
     """Load a SavedModel as TensorFlow Serving does.
 
     Returns the session, or None if variables stay empty, and the SignatureDefs.
@@ -3628,7 +3626,7 @@ INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
 
 def open_used(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+    folder: Path, device: str, tags: Sequence[str]
 ) -> tuple[Any | None, dict[str, Any] | None]:
     """Open a session over the nodes that the signatures use, with filled variables.
 
@@ -3863,7 +3861,7 @@ def open_objects(
     device: str,
     definitions: Mapping[str, Any],
     renamed: Mapping[str, Mapping[str, str]],
-    tags: Sequence[str] = ("serve",),
+    tags: Sequence[str],
 ) -> Any:
     """Load a SavedModel's objects into a session's graph.
 
@@ -4313,7 +4311,7 @@ def is_constant(tensor: str, scope: Scope) -> bool:
     return node is not None and node.op == "Const"
 
 
-def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
+def read_signatures(folder: Path, tags: Sequence[str]) -> dict[str, Signature]:
     """Read a SavedModel's signatures, and what its graph tells of them, without loading it.
 
     Raises whatever reading its file raises.

@@ -2765,8 +2765,6 @@ class SignatureCall(typing.NamedTuple):
     # the time of one made-up row; infinity if unknown, or if that row is not typical
     seconds: float = float("inf")
     kind: str = "session"  # or `frozen`, or `batched`: its last value is the rows of the batch
-    # whether any row takes about that long: the graph has no loops and no Python functions
-    bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
     steady: bool = False  # whether many small rows are fast too, whatever their values
     operations: frozenset[str] = frozenset()  # types of the operations that it may run
@@ -4453,7 +4451,7 @@ def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
     nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
-    return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
+    return plan._replace(operations=kinds, keeps=keeps)
 
 
 # Operations that crash the process on an input of another rank than theirs (oneDNN's kernels).
@@ -4885,7 +4883,7 @@ UNBOUNDED = {
 
 def may_take_long(call: SignatureCall) -> bool:
     """Whether a call needs the model's own threads, where a request leaves it at its deadline."""
-    return not (call.bounded and call.seconds < LONG_SECONDS)
+    return call.seconds >= LONG_SECONDS or not UNBOUNDED.isdisjoint(call.operations)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
@@ -4896,8 +4894,8 @@ def count_threads(call: SignatureCall, device: str) -> int:
     """
     if call.kind == "batched":  # calls wait here for each other: as many as `threads` allows
         return 1000
-    computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
-    return usable_cores() if computes else MOST_THREADS
+    is_bounded = call.seconds < float("inf") and UNBOUNDED.isdisjoint(call.operations)
+    return usable_cores() if is_bounded and device.startswith("CPU") else MOST_THREADS
 
 
 class Workers:
@@ -6492,11 +6490,11 @@ class ReadyDeployment:
     """
 
     config: Any
-    labels: Mapping[int, str]
+    path: str
     chain: tuple[Any, ...]
-    problem: str = ""
-    path: str = ""
-    families: Mapping[str, Any] = field(default_factory=dict)
+    families: Mapping[str, Any]
+    labels: Mapping[int, str]
+    problem: str
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
@@ -6607,12 +6605,12 @@ def prepare_deployment(
     if config.family is not None and config.family not in families:
         hint = suggest(config.family, families)
         raise ConfigError(f"{path}.family", f"there is no family '{config.family[:60]}'; {hint}")
+    problem = ""
     try:
         labels = read_labels(config.label_map)
-        return ReadyDeployment(config, labels, chain, path=path, families=families)
     except ValueError as error:
-        problem = f"{path}.label_map: {error}"
-        return ReadyDeployment(config, {}, chain, problem, path, families)
+        labels, problem = {}, f"{path}.label_map: {error}"
+    return ReadyDeployment(config, path, chain, families, labels, problem)
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:

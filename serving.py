@@ -7814,19 +7814,11 @@ class Call:
 
     `path` is what follows the mount point `prefix`, still percent-encoded as the client wrote it.
     `prefix` is decoded and follows the environ's SCRIPT_NAME. `site` is the host's request object,
-    for its own `authorize` check. `most_bytes` is the host's limit for a body.
+    for its own `authorize` check and its limit for a body.
     """
 
-    def __init__(
-        self,
-        environ: dict[str, Any],
-        path: str,
-        prefix: str = "",
-        site: Any = None,
-        most_bytes: int | None = None,
-    ):
-        self.environ, self.path, self.prefix = environ, path, prefix
-        self.site, self.most_bytes = site, most_bytes
+    def __init__(self, environ: dict[str, Any], path: str, prefix: str = "", site: Any = None):
+        self.environ, self.path, self.prefix, self.site = environ, path, prefix, site
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
@@ -7882,7 +7874,8 @@ class Call:
         ServingError 413 beyond `limit` bytes, 411 for a chunked body whose end the WSGI server does
         not mark.
         """
-        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
+        own = None if self.site is None else self.site.max_content_length
+        limit = limit if own is None else min(limit, own)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
         length = int(announced) if announced.isdigit() else 0
         if length > limit:
@@ -9146,8 +9139,7 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
         path = raw_path(asked.environ, decoded)
-        call = Call(asked.environ, path, prefix, asked, asked.max_content_length)
-        return to_response(answer_call(door, call))
+        return to_response(answer_call(door, Call(asked.environ, path, prefix, asked)))
 
     return respond
 

@@ -5051,11 +5051,10 @@ class Prepared:
     Replaced as a whole when the config changes.
     """
 
-    keys: Any = None  # KeyRing
-    deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
-    routines: Mapping[str, type] = field(default_factory=dict)  # by name, with the built-in ones
-    families: Mapping[str, Any] = field(default_factory=dict)  # families of model outputs, likewise
-    of: Mapping[str, Any] = field(default_factory=dict)  # by extension name: its `prepare` result
+    keys: "KeyRing"
+    deployments: "Mapping[str, ReadyDeployment]"  # by id
+    routines: Mapping[str, type]  # by name, with the built-in ones
+    of: Mapping[str, Any]  # by extension name: its `prepare` result
 
 
 @dataclass(frozen=True)
@@ -7677,7 +7676,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
     ring = KeyRing(keys, of.get("quotas") or nothing)  # without it, no key has a quota
     server.drop("routines", [("routines", name) for name in config.routine_modules])
-    return Prepared(ring, deployments, kinds, families, of)
+    return Prepared(ring, deployments, kinds, of)
 
 
 def prepare_routines(

@@ -6411,7 +6411,7 @@ class KeyRing:
         return found
 
     def check(
-        self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
+        self, tokens: Sequence[str], reached: Collection[str] | None, counted: bool = True
     ) -> Key:
         """The key of a call, if it is for one of the deployments `reached`; counts the call against
         the key's quota if `counted`.
@@ -6419,14 +6419,14 @@ class KeyRing:
         With None any valid key will do and the call is not counted, since it only lists what the
         key is for. Raises ServingError, whose text never contains the key itself.
         """
-        if not any(tokens):
+        if not tokens:
             raise unauthorized(
                 "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
                 "",
             )
         if len(set(tokens)) > 1:
             raise unauthorized("Authorization and x-api-key hold different keys")
-        key = self.find(next(iter(tokens)))
+        key = self.find(tokens[0])
         if key is None:
             raise unauthorized("The key is not valid")
         try:
@@ -8287,7 +8287,7 @@ MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\x
 
 def read_query_routines(call: Call) -> Any:
     """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
-    return parse_routines(call.argument("routines", "").encode("utf-8", "surrogateescape"), "URL")
+    return parse_routines(call.argument("routines").encode("utf-8", "surrogateescape"), "URL")
 
 
 def parse_routines(text: bytes, where: str) -> Any:

@@ -4122,10 +4122,24 @@ def find_maker(tensor: str, scope: Scope) -> str:
     """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
     Looks through operations that pass values on, and into functions. Several joined tensors of one
-    maker count as made by it.
+    maker count as made by it, but several softmaxes do not. exp(x) / sum(exp(x)) is a Softmax.
     """
     node, scope = find_node(tensor, scope)
-    return "" if node is None else name_maker(node, scope)
+    if node is None:
+        return ""
+    if node.op in ("ConcatV2", "Pack"):
+        joined = node.input[:-1] if node.op == "ConcatV2" else node.input
+        makers = {find_maker(one, scope) for one in joined if one[0] != "^"}
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
+        maker = find_maker(node.input[1], scope)
+        return maker if maker == "Sigmoid" else node.op
+    if node.op == "RealDiv":
+        over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
+        is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
+        return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
+    return node.op
 
 
 def find_logits(signature: Signature, top: Scope) -> dict[str, tuple[str, ...]]:
@@ -4195,26 +4209,6 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
     nodes = {one.name: one for one in function.node_def}
     inner = Scope(nodes, scope.functions, dict(zip(given, node.input)), scope)
     return function.ret[result], inner
-
-
-def name_maker(node: Any, scope: Scope) -> str:
-    """The maker that a node counts as: its type, or the maker of all tensors that it joins.
-
-    exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
-    """
-    if node.op in ("ConcatV2", "Pack"):
-        joined = node.input[:-1] if node.op == "ConcatV2" else node.input
-        makers = {find_maker(tensor, scope) for tensor in joined if tensor[0] != "^"}
-        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
-        return makers.pop() if is_one_kind else node.op
-    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
-        maker = find_maker(node.input[1], scope)
-        return maker if maker == "Sigmoid" else node.op
-    if node.op == "RealDiv":
-        over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
-        is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
-        return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
-    return node.op
 
 
 STRIDES = {4, 8, 16, 32, 64, 128}  # input pixels per grid cell of a detector

@@ -6906,16 +6906,13 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
     return {"inputs": picture} if one else {"instances": [picture]}
 
 
+@image_errors()
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if key == "instances" and not isinstance(body[key], list):  # `decode_rows` refuses it
+    rows = body[key] if key == "instances" else [body[key]]
+    if not isinstance(rows, list):  # `decode_rows` refuses it
         return body
-    with image_errors():
-        return {**body, key: unpack_value(signature, key, body[key], limits)}
-
-
-def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
     found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
     specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs:
@@ -6938,11 +6935,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
         dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8))
         return fit_pixels(leaf, found[spec.name], dtype, limits)
 
-    rows = value if key == "instances" else [value]
     # Check the headers of all pictures before decoding the first.
     opened = [visit(row, lambda leaf, spec: open_picture(leaf, limits)) for row in rows]
     pixels = [visit(row, decode) for row in opened]
-    return pixels if key == "instances" else as_batch(pixels[0], specs)
+    return {**body, key: pixels if key == "instances" else as_batch(pixels[0], specs)}
 
 
 def picture_input(spec: Any) -> Any:

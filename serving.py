@@ -5113,14 +5113,13 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
             continue
         versions = choose_versions(model.model_version_policy, folders)
         picked = {version: folders[version] for version in versions}
-        if not versions and config.server.servable_versions_always_present:
-            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"], folders, picked)
-            continue
         problems = [
             f"{path}.version_labels.{label}: version {number} is not available"
             for label, number in model.version_labels.items()
-            if number not in versions
+            if number not in picked
         ]
+        if not picked and config.server.servable_versions_always_present:
+            problems = [f"{path}.base_path: {NO_VERSION}"]
         yield Look(model, path, problems, folders, picked)
 
 

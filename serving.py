@@ -6898,11 +6898,10 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
     picture = body.get("instances")
     if not isinstance(picture, bytes):
         return body
-    one = len(signature.inputs) == 1
-    for spec in signature.inputs.values():
-        shown = picture_input(spec)
-        one = one and (spec.shape == () or shown is not None and "N" not in shown.layout)
-    return {"inputs": picture} if one else {"instances": [picture]}
+    spec, *others = signature.inputs.values()
+    shown = picture_input(spec)
+    is_lone = spec.shape == () or shown is not None and "N" not in shown.layout
+    return {"inputs": picture} if is_lone and not others else {"instances": [picture]}
 
 
 @image_errors()

@@ -1379,7 +1379,26 @@ class Config:
     monitoring: dict[str, Any] | None = option(None, NO_EFFECT)
 
     def __post_init__(self) -> None:
-        check_names(self)
+        names = [deployment.id for deployment in self.deployments]
+        paths = [handler.path for handler in self.handlers]
+        refuse_repeated("deployments", "id", names)
+        refuse_repeated("handlers", "path", paths)
+        for index, one in enumerate(self.deployments):
+            pinned = "version" if one.version is not None else "version_label"
+            if getattr(one, pinned) is not None and self.is_pipeline(one.model):
+                text = f"'{one.model}' is a pipeline, which has no versions"
+                raise ValueError(f"deployments[{index}].{pinned}: {text}")
+        defaults = [index for index, one in enumerate(self.deployments) if one.default]
+        if len(defaults) > 1:
+            text = f"deployments[{defaults[0]}] is the default already"
+            raise ValueError(f"deployments[{defaults[1]}].default: {text}")
+        for index, key in enumerate(self.auth.keys):
+            for place, name in enumerate(key.deployments or ()):
+                if name not in (*names, *paths):
+                    raise ValueError(  # which hides the name: it may be the key itself
+                        f"auth.keys[{index}].deployments[{place}]: "
+                        "no deployment has that id, and no handler that path"
+                    )
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -1407,35 +1426,7 @@ class Config:
         return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
-def check_names(config: "Config") -> None:
-    """Raise ValueError for repeated ids or paths, for two defaults, for a version of a pipeline,
-    and for keys to deployments that do not exist.
-    """
-    names = [deployment.id for deployment in config.deployments]
-    paths = [handler.path for handler in config.handlers]
-    refuse_repeated("deployments", "id", names)
-    refuse_repeated("handlers", "path", paths)
-    for index, one in enumerate(config.deployments):
-        pinned = "version" if one.version is not None else "version_label"
-        if getattr(one, pinned) is not None and config.is_pipeline(one.model):
-            raise ValueError(
-                f"deployments[{index}].{pinned}: '{one.model}' is a pipeline, which has no versions"
-            )
-    defaults = [index for index, one in enumerate(config.deployments) if one.default]
-    if len(defaults) > 1:
-        raise ValueError(
-            f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
-        )
-    for index, key in enumerate(config.auth.keys):
-        for place, name in enumerate(key.deployments or ()):
-            if name not in (*names, *paths):  # the error hides the name: it may be the key itself
-                raise ValueError(
-                    f"auth.keys[{index}].deployments[{place}]: "
-                    "no deployment has that id, and no handler that path"
-                )
-
-
-def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
+def resolve_paths(config: Config, folder: Path, stem: str) -> Any:
     """Return the config with absolute paths: relative ones start at `folder`, the config file's.
     `stem`, the file's name without its suffix, names the default quota store.
     """
@@ -6695,7 +6686,7 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
     return found
 
 
-def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
+def image_limits(config: Config, allow: Callable[[int], None], **options: Any) -> Any:
     """The limits for reading pictures: the config's, and `options` of one request."""
     return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 

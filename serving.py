@@ -1026,24 +1026,18 @@ class Auth:
     def __post_init__(self) -> None:
         refuse_repeated("keys", "name", [key.name for key in self.keys], hidden=True)
         refuse_repeated("keys", "sha256", [key.sha256.lower() for key in self.keys], hidden=True)
-        if "://" in (store := self.quota_store or ""):
-            check_redis(store)
-
-
-def check_redis(url: str) -> None:
-    """Raise ValueError for a malformed Redis URL.
-
-    The error does not quote the URL, which may hold a password.
-    """
-    if not re.match("(redis|rediss|unix)://", url):
-        raise ValueError(
-            "quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://"
-        )
-    if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
-        raise ValueError(
-            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, "
-            "an @ in an option %40"
-        )
+        scheme, is_url, rest = (self.quota_store or "").partition("://")
+        # these errors do not quote the URL, which may hold a password
+        if is_url and scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                "quota_store: expected a file, or a URL that begins with redis://, rediss:// or "
+                "unix://"
+            )
+        if is_url and any("@" in part for part in re.split("[/?#]", rest, maxsplit=1)[1:]):
+            raise ValueError(
+                "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or "
+                "%23, an @ in an option %40"
+            )
 
 
 @dataclass(frozen=True)

@@ -9579,7 +9579,17 @@ class Process:
         self._undo.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
         is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
-        tidy = functools.partial(tidy_memory, is_free)
+
+        def tidy(freeze: bool) -> None:
+            # All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its
+            # import.
+            gc.collect()
+            if freeze and is_free:
+                gc.freeze()
+            # glibc keeps hundreds of MB that loading has used; other systems have no such call.
+            with contextlib.suppress(OSError, AttributeError, TypeError):
+                ctypes.CDLL(None).malloc_trim(0)
+
         TIDY.append(tidy)
         self._undo.callback(TIDY.remove, tidy)
         if is_free:
@@ -9627,20 +9637,6 @@ def close_anyway(stream: typing.TextIO) -> None:
     """Close a stream whose last lines may find no room."""
     with contextlib.suppress(OSError):
         stream.close()
-
-
-def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect garbage and return freed memory to the system; with `freeze`, exclude the remaining
-    objects from later collections, unless somebody else has frozen some (not `is_free`).
-
-    All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its import.
-    """
-    gc.collect()
-    if freeze and is_free:
-        gc.freeze()
-    # glibc keeps hundreds of MB that loading has used; other systems have no such call.
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ==================================================================================================

@@ -5417,10 +5417,12 @@ class ModelManager:
             return problems[0]
         where = deployment.model, deployment.version, deployment.version_label
         try:
-            servable = self.find(*where)[1]
+            ready.model_of(self.find(*where)[1])
         except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
-        return ready.problem_of(servable)
+        except ValueError as error:
+            return ready.tell(error)
+        return ""
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -6492,14 +6494,6 @@ class ReadyDeployment:
         if isinstance(model, ValueError):
             raise type(model)(*model.args)
         return model
-
-    def problem_of(self, servable: Any) -> str:
-        """Why a servable cannot answer for this deployment, with the JSON path to fix; or ""."""
-        try:
-            self.model_of(servable)
-        except ValueError as error:
-            return self.tell(error)
-        return ""
 
     def tell(self, error: ValueError) -> str:
         """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the

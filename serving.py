@@ -6484,8 +6484,8 @@ class ReadyDeployment:
         model = self.models.get(servable)
         if model is None:
             try:
-                labels = self.labels_in(servable.folder)
-                model = self.build_model(servable.signatures.get("serving_default"), labels)
+                signature = servable.signatures.get("serving_default")
+                model = self.build_model(signature, servable.folder)
             except ValueError as error:
                 if isinstance(error.__cause__, OSError):  # perhaps temporary: not cached
                     raise
@@ -6524,11 +6524,12 @@ class ReadyDeployment:
         except ValueError as error:
             raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
-    def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
+    def build_model(self, signature: Signature | None, folder: Path | None) -> Any:
         """Build the ImageModel of a signature; raises ValueError as `model_of` does."""
-        config = self.config
+        config, labels = self.config, self.labels_in(folder)
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
+        shown = [one.name for one in dataclasses.fields(routines.InputOptions)]
         boxes = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
         model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
@@ -6539,7 +6540,7 @@ class ReadyDeployment:
             labels=labels,
             family=config.family,
             rename=config.outputs,
-            options=input_options(config),
+            options=routines.InputOptions(**{name: getattr(config, name) for name in shown}),
             most=config.max_detections,
             operations=signature.operations,
             boxes=boxes,
@@ -6556,12 +6557,6 @@ class ReadyDeployment:
         if not config.stateful and (text := tell_training(signature.operations)):
             raise ValueError(f'its signature {text}. If that is intended, write "stateful": true')
         return model
-
-
-def input_options(config: Any) -> Any:
-    """The options of a deployment's config that describe its model's input."""
-    kind = routines.InputOptions
-    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
 
 
 def prepare_deployment(
@@ -7589,8 +7584,7 @@ def check_pictures(
         except Exception:  # no such version, or no file of a graph: told elsewhere
             continue
         try:
-            labels = ready.labels_in(folder)
-            ready.build_model(found.get("serving_default"), labels)
+            ready.build_model(found.get("serving_default"), folder)
         except ValueError as error:
             problems += filter(None, [ready.tell(error)])
     return problems

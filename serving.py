@@ -10100,7 +10100,7 @@ def serve(
     process.finish(stop_server, max(1.0, server.config.server.drain_seconds))
 
 
-def new_key(name: str) -> int:
+def new_key(_: Any, name: str) -> int:
     """Print a key, and what a config says of it.
 
     Raises ConfigError for a name that a config refuses.
@@ -10153,9 +10153,8 @@ def missing_command(name: str, source: Any, value: Any) -> int:
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """The commands of the command line by option name: command(source, value) -> exit status."""
-    known: dict[str, Callable[[Any, Any], int]] = {
-        name: functools.partial(missing_command, name) for name in COMMAND_FILES
-    }
+    known: dict[str, Callable[[Any, Any], int]] = {"new-key": new_key}
+    known |= {name: functools.partial(missing_command, name) for name in COMMAND_FILES}
     known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:
         known |= extension.commands
@@ -10248,8 +10247,6 @@ def obey(
     Returns the exit status.
     """
     source = choose_source(parser, options)
-    if options.new_key:
-        return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
             if handler is not None:  # a command prints its result, so the log stays short

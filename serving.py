@@ -477,23 +477,20 @@ def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
     return extensions
 
 
-class Missing:
-    """Stands in for a missing file: it is false, and its attributes raise NotFound for the file."""
-
-    def __init__(self, file: str):
-        self._file = file
+class NoRoutines:
+    """Stands in for routines.py where it is missing: false, and its attributes raise NotFound."""
 
     def __bool__(self) -> bool:
         return False
 
     def __getattr__(self, name: str) -> Any:
-        raise NotFound(f"This needs {self._file} beside serving.py")
+        raise NotFound("This needs routines.py beside serving.py")
 
 
 if typing.TYPE_CHECKING:
     import routines
 else:
-    routines = sibling("routines") or Missing("routines.py")
+    routines = sibling("routines") or NoRoutines()
 
 
 # The file in serving_extensions/ for each section and command, to name the missing one to somebody
@@ -7674,7 +7671,7 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section that no extension here reads, naming the file that would."""
-    if isinstance(routines, Missing) and config.deployments:
+    if not routines and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
     for section, file in SECTION_FILES.items():

@@ -7031,7 +7031,7 @@ class ModelServer:
         if text is None:
             text = read_file(path) if path else b""  # read once: the manager keeps what is parsed
         self.extensions = named_once(installed() if extensions is None else extensions)
-        config = load_config(source, text if path else None, config_kind(self.extensions))
+        config = load_config(source, text, config_kind(self.extensions))
         # Hooks around each request; those left at their default, which does nothing, are skipped.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
@@ -7059,7 +7059,7 @@ class ModelServer:
             "refresh_others": functools.partial(refresh_others, self),
             "take_effect": self.show_urls,
         }
-        self.manager = ModelManager(path, text, config, **{**options, **manager_options})
+        self.manager = ModelManager(path, text, config, **(options | manager_options))
 
     def show_urls(self) -> None:
         """Add the URLs that a reload has brought to the sites that the server is mounted in."""

@@ -6376,14 +6376,13 @@ class KeyRing:
     """
 
     def __init__(self, keys: Sequence[Key], take: Callable[[str, int, str], int | None]):
-        self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
-        self._take = take
+        self._keys, self._take = keys, take
 
     def find(self, token: str) -> Key | None:
         """The key of a token, or None; compares every stored digest, each in constant time."""
-        given, found = bytes.fromhex(digest(token)), None
-        for stored, key in self._keys:
-            if hmac.compare_digest(given, stored):
+        given, found = digest(token), None
+        for key in self._keys:
+            if hmac.compare_digest(given, key.sha256.lower()):
                 found = key
         return found
 

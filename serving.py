@@ -7058,7 +7058,7 @@ class ModelServer:
             "refresh_others": functools.partial(refresh_others, self),
             "take_effect": self.show_urls,
         }
-        self.manager = ModelManager(path, text, config, **(options | manager_options))
+        self.manager = ModelManager(path, text, config, **{**options, **manager_options})
 
     def show_urls(self) -> None:
         """Add the URLs that a reload has brought to the sites that the server is mounted in."""
@@ -9450,45 +9450,44 @@ def spelling(stream: Any) -> Iterator[None]:
     before, wrong = getattr(stream, "errors", None), (AttributeError, OSError, ValueError)
     with contextlib.suppress(*wrong):
         stream.reconfigure(errors="backslashreplace")
-    yield
-    with contextlib.suppress(*wrong):
-        stream.reconfigure(errors=before)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(*wrong):
+            stream.reconfigure(errors=before)
 
 
-class Process:
+class Process(contextlib.ExitStack):
     """All that `run` and `main` change in the process; the end of the `with` block restores it.
 
     A server inside a host site changes none of this.
     """
 
-    def __enter__(self) -> "Process":
-        self._undo, self._told = contextlib.ExitStack(), False  # `_told`: a signal told it to end
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False  # a signal told it to end
         self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # real stderr, sorter process
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._undo.close()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute."""
-        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        self.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
         """Keep messages of TensorFlow and Pillow about their own code and clients' files out of the
         log. Let stdout escape characters that its encoding lacks, as stderr does.
         """
-        self._undo.enter_context(spelling(sys.stdout))
+        self.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-            self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
+            self.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
         library = logging.getLogger("tensorflow")
-        self._undo.callback(library.setLevel, library.level)
+        self.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
         if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # set by a user who wants it all
             self.hide_noise()
         # Python would remember each new warning text about a picture for ever.
-        self._undo.enter_context(warnings.catch_warnings())
+        self.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
     def hide_noise(self) -> None:
@@ -9515,10 +9514,10 @@ class Process:
         terminal = open(  # noqa: SIM115
             aside, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
         )
-        self._undo.callback(close_anyway, terminal)
+        self.callback(close_anyway, terminal)
         self.set(sys, "stderr", terminal)
         self._aside.append((aside, sorter))
-        self._undo.callback(self.show_noise)
+        self.callback(self.show_noise)
 
     def show_noise(self) -> None:
         """Restore stderr and log the kept lines at DEBUG; a second call does nothing."""
@@ -9544,8 +9543,8 @@ class Process:
         handler = PatientHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(LOG_LINE))
         root.addHandler(handler)
-        self._undo.callback(root.removeHandler, handler)
-        self._undo.callback(root.setLevel, root.level)
+        self.callback(root.removeHandler, handler)
+        self.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
         # Our formats use none of these, and each costs time (Logging HOWTO, "Optimization").
         for name in ("logThreads", "logProcesses", "logMultiprocessing"):
@@ -9560,7 +9559,7 @@ class Process:
         Reference counts free what requests leave, while TensorFlow's 250,000 objects stay: without
         this, a request whose JSON makes many lists has them walked again and again.
         """
-        self._undo.callback(gc.set_threshold, *gc.get_threshold())
+        self.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
         is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
 
@@ -9575,9 +9574,9 @@ class Process:
                 ctypes.CDLL(None).malloc_trim(0)
 
         TIDY.append(tidy)
-        self._undo.callback(TIDY.remove, tidy)
+        self.callback(TIDY.remove, tidy)
         if is_free:
-            self._undo.callback(gc.unfreeze)
+            self.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
         """Let SIGTERM, SIGINT and SIGHUP set `stop`; a second SIGTERM or SIGINT ends the process.
@@ -9600,7 +9599,7 @@ class Process:
             for number in numbers:
                 before = signal.signal(number, end)
                 if before is not None:  # else it was set outside of Python
-                    self._undo.callback(signal.signal, number, before)
+                    self.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
         """Do the last job. After a signal, end the process if the job takes longer than `seconds`:

@@ -3125,9 +3125,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
         except RuntimeError as error:
-            (logger.warning if intra_op_threads else logger.debug)(
-                "intra_op_threads has no effect: %s", error
-            )
+            level = logging.WARNING if intra_op_threads else logging.DEBUG
+            logger.log(level, "intra_op_threads has no effect: %s", error)
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
@@ -8364,7 +8363,7 @@ def view_reload(server: ModelServer, call: Call) -> Reply:
 
 def is_asked(call: Call, name: str) -> bool:
     """Whether the URL says `?name=1`; raises BadRequest for what is neither yes nor no."""
-    given = call.argument(name, "0").lower() if call.environ.get("QUERY_STRING") else "0"
+    given = call.argument(name, "0").lower()
     if given not in ("0", "1", "false", "true"):
         raise BadRequest(f"{name}: expected 1 or 0, got '{given[:40]}'")
     return given in ("1", "true")

@@ -297,21 +297,6 @@ def start_thread(name: str, work: Callable, *arguments: Any) -> threading.Thread
     return thread
 
 
-class Rarely:
-    """Log a lack of file descriptors at most once a minute, any other error with its traceback."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.next = clock, 0.0
-
-    def log(self, place: str, error: BaseException) -> None:
-        if not lacks_files(error):
-            log_safely(logging.ERROR, "%s", place, error=error)
-        elif self.clock() >= self.next:
-            self.next = self.clock() + 60
-            text = "%s: the process has too many open files; it will try again"
-            log_safely(logging.ERROR, text, place)
-
-
 @contextlib.contextmanager
 def errors_only(who: str) -> Iterator[None]:
     """Turn what is no Exception (sys.exit, KeyboardInterrupt, a cancelled task) into RuntimeError.
@@ -492,23 +477,20 @@ def named_once(extensions: Iterable[Extension]) -> "tuple[Extension, ...]":
     return extensions
 
 
-class Missing:
-    """Stands in for a missing file: it is false, and its attributes raise NotFound for the file."""
-
-    def __init__(self, file: str):
-        self._file = file
+class NoRoutines:
+    """Stands in for routines.py where it is missing: false, and its attributes raise NotFound."""
 
     def __bool__(self) -> bool:
         return False
 
     def __getattr__(self, name: str) -> Any:
-        raise NotFound(f"This needs {self._file} beside serving.py")
+        raise NotFound("This needs routines.py beside serving.py")
 
 
 if typing.TYPE_CHECKING:
     import routines
 else:
-    routines = sibling("routines") or Missing("routines.py")
+    routines = sibling("routines") or NoRoutines()
 
 
 # The file in serving_extensions/ for each section and command, to name the missing one to somebody
@@ -549,9 +531,11 @@ def option(
     maximum: float | None = None,
     pattern: str | None = None,
     loads: bool = False,
+    secret: bool = False,
 ) -> Any:
     """Declare a config field in one line: default, what it means (with its unit),
-    and its limits. A change of a field that `loads` makes the model load anew.
+    and its limits. A change of a field that `loads` makes the model load anew; no `repr` shows
+    a `secret` one.
     """
     metadata = {
         "doc": doc,
@@ -562,7 +546,7 @@ def option(
     }
     if default == {}:
         return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
@@ -1008,6 +992,11 @@ class Key:
             return None
         return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
 
+    @property
+    def has_expired(self) -> bool:
+        expiry = self.expiry
+        return expiry is not None and expiry <= datetime.datetime.now(datetime.timezone.utc)
+
 
 @dataclass(frozen=True)
 class Auth:
@@ -1017,14 +1006,12 @@ class Auth:
         "predict: pictures and handlers need a key; all: everything but /livez and /readyz does",
         pattern="^(predict|all)$",
     )
-    quota_store: str | None = dataclasses.field(
-        default=None,
-        repr=False,
-        metadata={  # it may hold a password
-            "doc": "where quotas are counted: a file, or redis://, rediss:// or unix:// for "
-            "several servers together; default: <config>.quotas.sqlite3",
-            "pattern": NOT_EMPTY,
-        },
+    quota_store: str | None = option(
+        None,
+        "where quotas are counted: a file, or redis://, rediss:// or unix:// for several servers "
+        "together; default: <config>.quotas.sqlite3",
+        pattern=NOT_EMPTY,
+        secret=True,  # it may hold a password
     )
     wrong_keys_per_minute: int | None = option(
         None,
@@ -1036,24 +1023,18 @@ class Auth:
     def __post_init__(self) -> None:
         refuse_repeated("keys", "name", [key.name for key in self.keys], hidden=True)
         refuse_repeated("keys", "sha256", [key.sha256.lower() for key in self.keys], hidden=True)
-        if "://" in (store := self.quota_store or ""):
-            check_redis(store)
-
-
-def check_redis(url: str) -> None:
-    """Raise ValueError for a malformed Redis URL.
-
-    The error does not quote the URL, which may hold a password.
-    """
-    if not re.match("(redis|rediss|unix)://", url):
-        raise ValueError(
-            "quota_store: expected a file, or a URL that begins with redis://, rediss:// or unix://"
-        )
-    if any("@" in rest for rest in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]):
-        raise ValueError(
-            "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or %23, "
-            "an @ in an option %40"
-        )
+        scheme, is_url, rest = (self.quota_store or "").partition("://")
+        # these errors do not quote the URL, which may hold a password
+        if is_url and scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                "quota_store: expected a file, or a URL that begins with redis://, rediss:// or "
+                "unix://"
+            )
+        if is_url and any("@" in part for part in re.split("[/?#]", rest, maxsplit=1)[1:]):
+            raise ValueError(
+                "quota_store: a /, ? or # in a user's name or password is written %2F, %3F or "
+                "%23, an @ in an option %40"
+            )
 
 
 @dataclass(frozen=True)
@@ -1389,7 +1370,26 @@ class Config:
     monitoring: dict[str, Any] | None = option(None, NO_EFFECT)
 
     def __post_init__(self) -> None:
-        check_names(self)
+        names = [deployment.id for deployment in self.deployments]
+        paths = [handler.path for handler in self.handlers]
+        refuse_repeated("deployments", "id", names)
+        refuse_repeated("handlers", "path", paths)
+        for index, one in enumerate(self.deployments):
+            pinned = "version" if one.version is not None else "version_label"
+            if getattr(one, pinned) is not None and self.is_pipeline(one.model):
+                text = f"'{one.model}' is a pipeline, which has no versions"
+                raise ValueError(f"deployments[{index}].{pinned}: {text}")
+        defaults = [index for index, one in enumerate(self.deployments) if one.default]
+        if len(defaults) > 1:
+            text = f"deployments[{defaults[0]}] is the default already"
+            raise ValueError(f"deployments[{defaults[1]}].default: {text}")
+        for index, key in enumerate(self.auth.keys):
+            for place, name in enumerate(key.deployments or ()):
+                if name not in (*names, *paths):
+                    raise ValueError(  # which hides the name: it may be the key itself
+                        f"auth.keys[{index}].deployments[{place}]: "
+                        "no deployment has that id, and no handler that path"
+                    )
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -1417,35 +1417,7 @@ class Config:
         return marked or [deployment.id for deployment in self.deployments[:1]]
 
 
-def check_names(config: "Config") -> None:
-    """Raise ValueError for repeated ids or paths, for two defaults, for a version of a pipeline,
-    and for keys to deployments that do not exist.
-    """
-    names = [deployment.id for deployment in config.deployments]
-    paths = [handler.path for handler in config.handlers]
-    refuse_repeated("deployments", "id", names)
-    refuse_repeated("handlers", "path", paths)
-    for index, one in enumerate(config.deployments):
-        pinned = "version" if one.version is not None else "version_label"
-        if getattr(one, pinned) is not None and config.is_pipeline(one.model):
-            raise ValueError(
-                f"deployments[{index}].{pinned}: '{one.model}' is a pipeline, which has no versions"
-            )
-    defaults = [index for index, one in enumerate(config.deployments) if one.default]
-    if len(defaults) > 1:
-        raise ValueError(
-            f"deployments[{defaults[1]}].default: deployments[{defaults[0]}] is the default already"
-        )
-    for index, key in enumerate(config.auth.keys):
-        for place, name in enumerate(key.deployments or ()):
-            if name not in (*names, *paths):  # the error hides the name: it may be the key itself
-                raise ValueError(
-                    f"auth.keys[{index}].deployments[{place}]: "
-                    "no deployment has that id, and no handler that path"
-                )
-
-
-def resolve_paths(config: "Config", folder: Path, stem: str) -> Any:
+def resolve_paths(config: Config, folder: Path, stem: str) -> Any:
     """Return the config with absolute paths: relative ones start at `folder`, the config file's.
     `stem`, the file's name without its suffix, names the default quota store.
     """
@@ -1507,17 +1479,12 @@ def what_came(value: Any, path: str, kind: Any) -> str:
     """Name the JSON value that came at `path` in place of a `kind`, for an error.
 
     Only its type is named where the value may be a key or a password: under `auth`, or if it is a
-    string in place of an object.
+    string in place of an object, or of a list or union with objects in it.
     """
-    if is_secret(path) or isinstance(value, str) and holds_objects(kind):
+    objects = any(json_type_of(one) is dict for one in (kind, *typing.get_args(kind)))
+    if is_secret(path) or isinstance(value, str) and objects:
         return JSON_TYPES.get(type(value), type(value).__name__)
     return json_kind(value)
-
-
-def holds_objects(kind: Any) -> bool:
-    """Whether a declared type is an object, or a list or union with objects in it."""
-    kinds = (kind, *typing.get_args(kind))
-    return any(one is not Any and json_type_of(one) is dict for one in kinds)
 
 
 def is_secret(path: str) -> bool:
@@ -1980,8 +1947,7 @@ class Allowance:
 
     def close(self) -> None:
         if self.held:
-            held, self.held = self.held, 0
-            self._all.add(-held)
+            self.take(-self.held)
 
 
 UNPACKED_PIECE = 1 << 20  # bytes that are unpacked in one step
@@ -2755,11 +2721,6 @@ class Trace:
         routines = min(self.routines, rest)
         return queued, self.began - self.start, inference, routines, rest - routines
 
-    def parts(self) -> dict[str, float]:
-        """Seconds by phase, without those that there were not."""
-        found = zip(PHASES, self.spent or self.measure(time.perf_counter()))
-        return {name: seconds for name, seconds in found if seconds == seconds}
-
 
 class Untraced(Trace):
     """The trace of calls from Python: it records nothing and has no deadline."""
@@ -2786,8 +2747,6 @@ class SignatureCall(typing.NamedTuple):
     # the time of one made-up row; infinity if unknown, or if that row is not typical
     seconds: float = float("inf")
     kind: str = "session"  # or `frozen`, or `batched`: its last value is the rows of the batch
-    # whether any row takes about that long: the graph has no loops and no Python functions
-    bounded: bool = True
     tried: bool = False  # whether it has answered made-up input
     steady: bool = False  # whether many small rows are fast too, whatever their values
     operations: frozenset[str] = frozenset()  # types of the operations that it may run
@@ -3166,9 +3125,8 @@ def prepare_devices(limit_mb: int | None, intra_op_threads: int | None) -> None:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads or 1)
         except RuntimeError as error:
-            (logger.warning if intra_op_threads else logger.debug)(
-                "intra_op_threads has no effect: %s", error
-            )
+            level = logging.WARNING if intra_op_threads else logging.DEBUG
+            logger.log(level, "intra_op_threads has no effect: %s", error)
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             if limit_mb:
@@ -3243,7 +3201,7 @@ OPERATIONS = {
 }
 
 
-def explain_operation(message: str, failed: Sequence[str] = ()) -> str:
+def explain_operation(message: str, failed: Sequence[str]) -> str:
     """TensorFlow's message; for an operation that it does not know, what to write into the config.
 
     `failed` are the modules of the config that could not be imported, with the reason.
@@ -3482,7 +3440,7 @@ def hide_paths(text: str) -> str:
 
 
 def open_session(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+    folder: Path, device: str, tags: Sequence[str]
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Load a SavedModel into a session on `device`; returns the session, the SignatureDefs to call
     and their description as stored.
@@ -3541,9 +3499,7 @@ def new_session(device: str, options: Any = None) -> Iterator[Any]:
         raise
 
 
-def open_graph(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
-) -> tuple[Any | None, dict[str, Any]]:
+def open_graph(folder: Path, device: str, tags: Sequence[str]) -> tuple[Any | None, dict[str, Any]]:
     """Load a SavedModel as TensorFlow Serving does.
 
     Returns the session, or None if variables stay empty, and the SignatureDefs.
@@ -3649,7 +3605,7 @@ INIT_COLLECTIONS = {"saved_model_main_op", "legacy_init_op"}
 
 
 def open_used(
-    folder: Path, device: str, tags: Sequence[str] = ("serve",)
+    folder: Path, device: str, tags: Sequence[str]
 ) -> tuple[Any | None, dict[str, Any] | None]:
     """Open a session over the nodes that the signatures use, with filled variables.
 
@@ -3884,7 +3840,7 @@ def open_objects(
     device: str,
     definitions: Mapping[str, Any],
     renamed: Mapping[str, Mapping[str, str]],
-    tags: Sequence[str] = ("serve",),
+    tags: Sequence[str],
 ) -> Any:
     """Load a SavedModel's objects into a session's graph.
 
@@ -4048,6 +4004,7 @@ class Scope(typing.NamedTuple):
     """The namespace of a tensor: a graph, or the body of a function that `caller` calls."""
 
     nodes: Mapping[str, Any]
+    functions: Mapping[str, Any]  # all of the graph
     arguments: Mapping[str, str] = types.MappingProxyType({})  # argument -> the caller's tensor
     caller: "Scope | None" = None
 
@@ -4057,15 +4014,15 @@ def tell_makers(graph: Any, signature: Signature) -> Signature:
     operations that it may run, and an example that it can parse.
     """
     functions = {function.signature.name: function for function in graph.library.function}
-    top = Scope({node.name: node for node in graph.node})
+    top = Scope({node.name: node for node in graph.node}, functions)
     shapes = [spec.shape or () for spec in signature.inputs.values()]
     sizes = {size for shape in shapes if len(shape) == 4 for size in shape[1:] if size and size > 4}
-    logits = find_logits(signature, top, functions) if len(signature.outputs) > 1 else {}
+    logits = find_logits(signature, top) if len(signature.outputs) > 1 else {}
     outputs = {
         name: dataclasses.replace(
             spec,
-            made_by=find_maker(spec.tensor, top, functions),
-            scale=find_scale(spec.tensor, top, functions, sizes),
+            made_by=find_maker(spec.tensor, top),
+            scale=find_scale(spec.tensor, top, sizes),
             logits=logits.get(name, ()),
         )
         for name, spec in signature.outputs.items()
@@ -4143,25 +4100,37 @@ def serialize_examples(examples: Sequence[Mapping[str, tuple[str, list]]]) -> np
     return serialized
 
 
-def find_maker(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> str:
+def find_maker(tensor: str, scope: Scope) -> str:
     """The type of the operation that computes a tensor's values; "" if it cannot be found.
 
     Looks through operations that pass values on, and into functions. Several joined tensors of one
-    maker count as made by it.
+    maker count as made by it, but several softmaxes do not. exp(x) / sum(exp(x)) is a Softmax.
     """
-    node, scope = find_node(tensor, scope, functions)
-    return "" if node is None else name_maker(node, scope, functions)
+    node, scope = find_node(tensor, scope)
+    if node is None:
+        return ""
+    if node.op in ("ConcatV2", "Pack"):
+        joined = node.input[:-1] if node.op == "ConcatV2" else node.input
+        makers = {find_maker(one, scope) for one in joined if one[0] != "^"}
+        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
+        return makers.pop() if is_one_kind else node.op
+    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
+        maker = find_maker(node.input[1], scope)
+        return maker if maker == "Sigmoid" else node.op
+    if node.op == "RealDiv":
+        over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
+        is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
+        return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
+    return node.op
 
 
-def find_logits(
-    signature: Signature, top: Scope, functions: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
+def find_logits(signature: Signature, top: Scope) -> dict[str, tuple[str, ...]]:
     """For each output that is the softmax or sigmoid of others, unsliced: the names of those."""
     whole = HANDED_ON - {"Slice", "StridedSlice"}
 
     def place(tensor: str, scope: Scope) -> tuple[str, ...]:
         """Identify where a tensor is made: its name and index, and the arguments of its callers."""
-        tensor, scope = trace_tensor(tensor, scope, functions, whole)
+        tensor, scope = trace_tensor(tensor, scope, whole)
         name, _, index = tensor.partition(":")
         names = [name, index or "0"]
         while scope.caller is not None:
@@ -4172,7 +4141,7 @@ def find_logits(
     places = {name: place(spec.tensor, top) for name, spec in signature.outputs.items()}
     found = {}
     for name, spec in signature.outputs.items():
-        tensor, scope = trace_tensor(spec.tensor, top, functions, whole)
+        tensor, scope = trace_tensor(spec.tensor, top, whole)
         node = scope.nodes.get(tensor.partition(":")[0])
         if node is not None and node.op in ("Softmax", "Sigmoid"):
             given = place(node.input[0], scope)
@@ -4180,14 +4149,14 @@ def find_logits(
     return found
 
 
-def find_node(tensor: str, scope: Scope, functions: Mapping[str, Any]) -> tuple[Any, Scope]:
+def find_node(tensor: str, scope: Scope) -> tuple[Any, Scope]:
     """The node that computes a tensor's values, or None if it is missing; and its scope."""
-    tensor, scope = trace_tensor(tensor, scope, functions)
+    tensor, scope = trace_tensor(tensor, scope)
     return scope.nodes.get(tensor.partition(":")[0]), scope
 
 
 def trace_tensor(
-    tensor: str, scope: Scope, functions: Mapping[str, Any], handed_on: Collection[str] = HANDED_ON
+    tensor: str, scope: Scope, handed_on: Collection[str] = HANDED_ON
 ) -> tuple[str, Scope]:
     """The tensor as which the values of `tensor` are computed, and its scope; "" for a loop."""
     for _ in range(10_000):  # longer than any chain: a graph may have loops
@@ -4198,7 +4167,7 @@ def trace_tensor(
         node = scope.nodes.get(name)
         if node is None:
             return tensor, scope
-        called = functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
+        called = scope.functions.get(node.attr["f"].func.name if "f" in node.attr else node.op)
         if called is not None:
             tensor, scope = enter(called, node, place, scope)
         elif node.op in handed_on:
@@ -4219,28 +4188,9 @@ def enter(function: Any, node: Any, place: str, scope: Scope) -> tuple[str, Scop
     named = place.partition(":")[0]
     result = named if named in results else results[min(index, len(results) - 1)]
     given = [argument.name for argument in function.signature.input_arg]
-    inner = Scope({one.name: one for one in function.node_def}, dict(zip(given, node.input)), scope)
+    nodes = {one.name: one for one in function.node_def}
+    inner = Scope(nodes, scope.functions, dict(zip(given, node.input)), scope)
     return function.ret[result], inner
-
-
-def name_maker(node: Any, scope: Scope, functions: Mapping[str, Any]) -> str:
-    """The maker that a node counts as: its type, or the maker of all tensors that it joins.
-
-    exp(x) / sum(exp(x)) counts as a Softmax; several softmaxes that are joined do not.
-    """
-    if node.op in ("ConcatV2", "Pack"):
-        joined = node.input[:-1] if node.op == "ConcatV2" else node.input
-        makers = {find_maker(tensor, scope, functions) for tensor in joined if tensor[0] != "^"}
-        is_one_kind = len(makers) == 1 and (len(joined) == 1 or makers != {"Softmax"})
-        return makers.pop() if is_one_kind else node.op
-    if node.op == "Sub" and is_one(node.input[0], scope):  # 1 - p: the other of two classes
-        maker = find_maker(node.input[1], scope, functions)
-        return maker if maker == "Sigmoid" else node.op
-    if node.op == "RealDiv":
-        over, under = (scope.nodes.get(one.partition(":")[0]) for one in node.input[:2])
-        is_sum = under is not None and under.op == "Sum" and under.input[0] == node.input[0]
-        return "Softmax" if is_sum and over is not None and over.op == "Exp" else node.op
-    return node.op
 
 
 STRIDES = {4, 8, 16, 32, 64, 128}  # input pixels per grid cell of a detector
@@ -4248,21 +4198,19 @@ MOST_STEPS = 24  # between an output and the constants that tell the scale of it
 MOST_CONSTANTS = 1 << 20  # numbers in a constant; a larger one is not read
 
 
-def find_scale(
-    tensor: str, scope: Scope, functions: Mapping[str, Any], sizes: Collection[int], step: int = 0
-) -> str:
+def find_scale(tensor: str, scope: Scope, sizes: Collection[int], step: int = 0) -> str:
     """Whether the boxes that an output starts with are in 0..1 (`unit`) or in pixels of the input
     (`input`), as the constants that they are computed with tell; "" if these do not.
 
     `sizes` are the input's. YOLO's heads multiply by the strides of their cells; an export in 0..1
     then divides by the input's sizes, or multiplies by stride / size instead.
     """
-    node, scope = find_node(tensor, scope, functions)
+    node, scope = find_node(tensor, scope)
     if node is None or step > MOST_STEPS:
         return ""
 
     def follow(tensor: str) -> str:
-        return find_scale(tensor, scope, functions, sizes, step + 1)
+        return find_scale(tensor, scope, sizes, step + 1)
 
     if node.op in ("Sigmoid", "Softmax"):
         return "unit"
@@ -4272,7 +4220,7 @@ def find_scale(
         return scale_of_values(read_constant(node), {2})
     if node.op not in ("Mul", "RealDiv", "Add", "AddV2", "Sub"):
         return ""
-    first, second = (find_node(one, scope, functions)[0] for one in node.input[:2])
+    first, second = (find_node(one, scope)[0] for one in node.input[:2])
     left, right = read_constant(first), read_constant(second)
     if node.op in ("Add", "AddV2", "Sub"):
         told = [scale_of_values(one, sizes) for one in (left, right)]
@@ -4337,7 +4285,7 @@ def is_constant(tensor: str, scope: Scope) -> bool:
     return node is not None and node.op == "Const"
 
 
-def read_signatures(folder: Path, tags: Sequence[str] = ("serve",)) -> dict[str, Signature]:
+def read_signatures(folder: Path, tags: Sequence[str]) -> dict[str, Signature]:
     """Read a SavedModel's signatures, and what its graph tells of them, without loading it.
 
     Raises whatever reading its file raises.
@@ -4479,7 +4427,7 @@ def know_operations(graph: Any, plan: SignatureCall) -> SignatureCall:
     nodes = used_nodes(graph, plan.fetches)
     kinds = frozenset(node.op for node in nodes)
     keeps = tuple(sorted({node.op for node in nodes if leaves_behind(node)}))
-    return plan._replace(operations=kinds, keeps=keeps, bounded=not UNBOUNDED & kinds)
+    return plan._replace(operations=kinds, keeps=keeps)
 
 
 # Operations that crash the process on an input of another rank than theirs (oneDNN's kernels).
@@ -4911,7 +4859,7 @@ UNBOUNDED = {
 
 def may_take_long(call: SignatureCall) -> bool:
     """Whether a call needs the model's own threads, where a request leaves it at its deadline."""
-    return not (call.bounded and call.seconds < LONG_SECONDS)
+    return call.seconds >= LONG_SECONDS or not UNBOUNDED.isdisjoint(call.operations)
 
 
 def count_threads(call: SignatureCall, device: str) -> int:
@@ -4922,8 +4870,8 @@ def count_threads(call: SignatureCall, device: str) -> int:
     """
     if call.kind == "batched":  # calls wait here for each other: as many as `threads` allows
         return 1000
-    computes = call.bounded and call.seconds < float("inf") and device.startswith("CPU")
-    return usable_cores() if computes else MOST_THREADS
+    is_bounded = call.seconds < float("inf") and UNBOUNDED.isdisjoint(call.operations)
+    return usable_cores() if is_bounded and device.startswith("CPU") else MOST_THREADS
 
 
 class Workers:
@@ -5079,11 +5027,10 @@ class Prepared:
     Replaced as a whole when the config changes.
     """
 
-    keys: Any = None  # KeyRing
-    deployments: Mapping[str, Any] = field(default_factory=dict)  # ReadyDeployment by id
-    routines: Mapping[str, type] = field(default_factory=dict)  # by name, with the built-in ones
-    families: Mapping[str, Any] = field(default_factory=dict)  # families of model outputs, likewise
-    of: Mapping[str, Any] = field(default_factory=dict)  # by extension name: its `prepare` result
+    keys: "KeyRing"
+    deployments: "Mapping[str, ReadyDeployment]"  # by id
+    routines: Mapping[str, type]  # by name, with the built-in ones
+    of: Mapping[str, Any]  # by extension name: its `prepare` result
 
 
 @dataclass(frozen=True)
@@ -5097,15 +5044,12 @@ class Visit:
     pool: Workers
     outcome: Outcome = field(default_factory=Outcome)
 
-    def fail(self, place: str, problem: str, like: ServingError | None = None) -> None:
-        """Record a problem at a place below the model's JSON path, such as `.base_path`.
-
-        `.` when `problem` itself begins with the option's name. `like` lends its code and status.
+    def fail(self, problem: str, like: ServingError | None = None) -> None:
+        """Record a problem, which continues the model's JSON path, as `.base_path: ...` or `: ...`
+        does. `like` lends its code and status.
         """
-        path = f"{self.path}." if place == "." else f"{self.path}{place}: "
-        self.outcome.errors.append(
-            LoadError(path + problem, *((like.code, like.status) if like else ()))
-        )
+        text = self.path + problem
+        self.outcome.errors.append(LoadError(text, *((like.code, like.status) if like else ())))
 
 
 NO_VERSION = (
@@ -5124,15 +5068,22 @@ class Look(typing.NamedTuple):
     picked: dict[int, Path] | None = None  # the folders its policy picks; None: model refused
 
 
-def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
-    """Yield each model of a config as a pass of the loader would find it."""
+def place_models(config: Config) -> Iterator[tuple[ModelConfig, str, str]]:
+    """Yield each model of a config, its JSON path, and what is wrong with its name; "" if nothing
+    is.
+    """
     places: dict[str, str] = {}
     for index, model in enumerate(config.models):
         path = f"$.model_config_list[{index}].config"
         taken = places.setdefault(model.name, path)
-        if taken != path:
-            problem = f"{path}.name: '{model.name}' is already taken by {taken}"
-            yield Look(model, path, [problem])
+        yield model, path, "" if taken == path else f"'{model.name}' is already taken by {taken}"
+
+
+def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> Iterator[Look]:
+    """Yield each model of a config as a pass of the loader would find it."""
+    for model, path, misnamed in place_models(config):
+        if misnamed:
+            yield Look(model, path, [f"{path}.name: {misnamed}"])
             continue
         if model.problem:
             yield Look(model, path, [f"{path}.{model.problem}"])
@@ -5144,14 +5095,13 @@ def look_at(config: Config, list_versions: Callable[[str], dict[int, Path]]) -> 
             continue
         versions = choose_versions(model.model_version_policy, folders)
         picked = {version: folders[version] for version in versions}
-        if not versions and config.server.servable_versions_always_present:
-            yield Look(model, path, [f"{path}.base_path: {NO_VERSION}"], folders, picked)
-            continue
         problems = [
             f"{path}.version_labels.{label}: version {number} is not available"
             for label, number in model.version_labels.items()
-            if number not in versions
+            if number not in picked
         ]
+        if not picked and config.server.servable_versions_always_present:
+            problems = [f"{path}.base_path: {NO_VERSION}"]
         yield Look(model, path, problems, folders, picked)
 
 
@@ -5305,7 +5255,7 @@ class ModelManager:
         self._config_error = self._missing = ""  # why the file's present text is not in force
         self._problems: tuple[str, ...] = ()  # of the last pass
         self._said: set[str] = set()  # texts that the log need not repeat
-        self._rarely = Rarely(clock)
+        self._clock, self._silent_until = clock, 0.0  # about a lack of file descriptors
         self._states: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[str, str] = {}  # by model: what in its config keeps it from loading
         self._absent: dict[str, str] = {}  # by model: why there is no version to serve
@@ -5464,10 +5414,12 @@ class ModelManager:
             return problems[0]
         where = deployment.model, deployment.version, deployment.version_label
         try:
-            servable = self.find(*where)[1]
+            ready.model_of(self.find(*where)[1])
         except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
-        return ready.problem_of(servable)
+        except ValueError as error:
+            return ready.tell(error)
+        return ""
 
     # --- the loader thread ----------------------------------------------------------------------
 
@@ -5562,7 +5514,7 @@ class ModelManager:
             future.set_result(job(self))
         except BaseException as error:  # the loader must live: the next pass is a fresh start
             future.set_exception(error)
-            self._rarely.log("The loader failed", error)
+            self._log_failure("The loader failed", error)
         return not self._ended
 
     def refresh(self, polling: bool = False) -> Outcome:
@@ -5589,6 +5541,15 @@ class ModelManager:
         self._problems = (*(error.message for error in outcome.errors), *outcome.told)
         self.first_pass_done.set()
         return outcome
+
+    def _log_failure(self, place: str, error: BaseException) -> None:
+        """Log a lack of files at most once a minute, any other error with its traceback."""
+        if not lacks_files(error):
+            log_safely(logging.ERROR, "%s", place, error=error)
+        elif self._clock() >= self._silent_until:
+            self._silent_until = self._clock() + 60
+            text = "%s: the process has too many open files; it will try again"
+            log_safely(logging.ERROR, text, place)
 
     def _say_once(self, level: int, text: str) -> None:
         """Log a text once: an error again after a pass without it, a note never again."""
@@ -5685,11 +5646,15 @@ class ModelManager:
         threads = Workers(self.config.server.num_load_threads, "serving-load")
         with contextlib.closing(threads) as pool:
             again = not polling or outcome.config_read  # a new config may name other modules
-            visits = [
-                Visit(model, f"$.model_config_list[{index}].config", polling, again, pool)
-                for index, model in enumerate(self.config.models)
-            ]
-            self._take_turns(self._begin(visits))
+            visits, steps = list[Visit](), dict[str, Steps]()
+            for model, path, misnamed in place_models(self.config):
+                visit = Visit(model, path, polling, again, pool)
+                visits.append(visit)
+                if misnamed:
+                    visit.fail(f".name: {misnamed}")
+                else:
+                    steps[model.name] = self._refresh_model_safely(visit)
+            self._take_turns(steps)
         outcome.changed |= any(visit.outcome.changed for visit in visits)
         for visit in visits:  # errors in the config's order, not in that of the loads
             outcome.errors += visit.outcome.errors
@@ -5702,19 +5667,6 @@ class ModelManager:
         if not self._ending.is_set():
             self._refresh_others(outcome, polling)
             outcome.errors += map(LoadError, self.deployment_problems().values())
-
-    def _begin(self, visits: Sequence[Visit]) -> dict[str, Steps]:
-        """The steps for each model, by name, not yet begun; refuses a name already taken."""
-        places: dict[str, str] = {}
-        steps: dict[str, Steps] = {}
-        for visit in visits:
-            name = visit.model.name
-            if name in places:
-                visit.fail(".name", f"'{name}' is already taken by {places[name]}")
-                continue
-            places[name] = visit.path
-            steps[name] = self._refresh_model_safely(visit)
-        return steps
 
     def _take_turns(self, steps: Mapping[str, Steps]) -> None:
         """Run each model's next step as soon as the loads it waits for are over."""
@@ -5737,8 +5689,8 @@ class ModelManager:
         try:
             yield from self._refresh_model(visit)
         except Exception as error:
-            self._rarely.log(visit.path, error)
-            visit.fail("", state_text(error))
+            self._log_failure(visit.path, error)
+            visit.fail(f": {state_text(error)}")
 
     def _refresh_model(self, visit: Visit) -> Steps:
         """Load the versions that the policy picks, skipping broken ones; retire the others."""
@@ -5764,7 +5716,7 @@ class ModelManager:
         }
         for label, number in model.version_labels.items():
             if label not in labels:
-                visit.fail(f".version_labels.{label}", f"version {number} is not available")
+                visit.fail(f".version_labels.{label}: version {number} is not available")
         self._publish(model.name, Available(serving, labels), broken, visit.outcome)
 
     def _load_versions(self, visit: Visit, folders: Mapping[int, Path]) -> Steps:
@@ -5790,7 +5742,7 @@ class ModelManager:
         for version in folders:
             if states[version].failed_at is not None:
                 reason = states[version].error
-                visit.fail("", f"version {version} of {model.name} cannot be loaded: {reason}")
+                visit.fail(f": version {version} of {model.name} cannot be loaded: {reason}")
 
     def _find_folders(self, visit: Visit) -> dict[int, Path] | None:
         """The folders of a model's versions; None when the loaded versions are to stay as is."""
@@ -5810,7 +5762,7 @@ class ModelManager:
             folders = self.list_versions(model.base_path)
         except LoadError as error:
             self._absent[model.name] = error.message
-            visit.fail(".base_path", error.message, error)
+            visit.fail(f".base_path: {error.message}", error)
             return None
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
@@ -5825,13 +5777,13 @@ class ModelManager:
         self._say_once(logging.WARNING, text)
         if not self.config.server.servable_versions_always_present:
             return folders
-        visit.fail(".base_path", NO_VERSION)
+        visit.fail(f".base_path: {NO_VERSION}")
         return None
 
     def _refuse(self, visit: Visit) -> None:
         """Report, for the model and each of its versions, why its config cannot be served."""
         model, problem = visit.model, visit.model.problem
-        visit.fail(".", problem)
+        visit.fail(f".{problem}")
         self._refused[model.name] = problem
         folders: dict[int, Path] = {}
         if not problem.startswith("base_path"):
@@ -6413,55 +6365,44 @@ def tokens_of(headers: Any) -> list[str]:
 
 def list_expired(config: Config) -> list[Key]:
     """The expired keys among those that are not disabled."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    keys = [key for key in config.auth.keys if not key.disabled]
-    return [key for key in keys if key.expiry and key.expiry <= now]
+    return [key for key in config.auth.keys if key.has_expired and not key.disabled]
 
 
 class KeyRing:
     """The keys of one config; replaced as a whole when the config changes.
 
-    `keys` have `name`, `sha256`, `expiry`, `disabled`, `deployments` and `quota`, as in the config;
     `take(name, calls, period)` counts a call; it returns None, or the seconds to wait when the
     quota is used up.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[Any],
-        take: Callable[[str, int, str], int | None],
-        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(
-            datetime.timezone.utc
-        ),
-    ):
-        self._keys = [(bytes.fromhex(key.sha256), key) for key in keys]
-        self._take, self._clock = take, clock
+    def __init__(self, keys: Sequence[Key], take: Callable[[str, int, str], int | None]):
+        self._keys, self._take = keys, take
 
-    def find(self, token: str) -> Any | None:
+    def find(self, token: str) -> Key | None:
         """The key of a token, or None; compares every stored digest, each in constant time."""
-        given, found = bytes.fromhex(digest(token)), None
-        for stored, key in self._keys:
-            if hmac.compare_digest(given, stored):
+        given, found = digest(token), None
+        for key in self._keys:
+            if hmac.compare_digest(given, key.sha256.lower()):
                 found = key
         return found
 
     def check(
-        self, tokens: Collection[str], reached: Collection[str] | None, counted: bool = True
-    ) -> Any:
+        self, tokens: Sequence[str], reached: Collection[str] | None, counted: bool = True
+    ) -> Key:
         """The key of a call, if it is for one of the deployments `reached`; counts the call against
         the key's quota if `counted`.
 
         With None any valid key will do and the call is not counted, since it only lists what the
         key is for. Raises ServingError, whose text never contains the key itself.
         """
-        if not any(tokens):
+        if not tokens:
             raise unauthorized(
                 "A key is needed: send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'",
                 "",
             )
         if len(set(tokens)) > 1:
             raise unauthorized("Authorization and x-api-key hold different keys")
-        key = self.find(next(iter(tokens)))
+        key = self.find(tokens[0])
         if key is None:
             raise unauthorized("The key is not valid")
         try:
@@ -6471,10 +6412,10 @@ class KeyRing:
             raise
         return key
 
-    def _let_in(self, key: Any, reached: Collection[str] | None, counted: bool) -> None:
+    def _let_in(self, key: Key, reached: Collection[str] | None, counted: bool) -> None:
         if key.disabled:
             raise unauthorized(f"The key '{key.name}' is disabled")
-        if key.expiry and self._clock() >= key.expiry:
+        if key.has_expired:
             raise unauthorized(f"The key '{key.name}' has expired")
         if reached is None:
             return
@@ -6482,11 +6423,11 @@ class KeyRing:
             own = ", ".join(key.deployments) or "nothing"
             raise ServingError(f"The key '{key.name}' is only for: {own}", "PERMISSION_DENIED")
         if counted and key.quota is not None:
-            self._count(key)
+            self._count(key, key.quota)
 
-    def _count(self, key: Any) -> None:
+    def _count(self, key: Key, quota: Quota) -> None:
         try:
-            seconds = self._take(key.name, key.quota.calls, key.quota.period)
+            seconds = self._take(key.name, quota.calls, quota.period)
         # a quota promises an exact count: a call that cannot be counted is refused
         except OSError as error:
             text = f"The calls of key '{key.name}' cannot be counted just now: {error}"
@@ -6494,12 +6435,12 @@ class KeyRing:
         if seconds is None:
             return
         raise ServingError(
-            f"The key '{key.name}' has used its {key.quota.calls} calls per {key.quota.period}; "
+            f"The key '{key.name}' has used its {quota.calls} calls per {quota.period}; "
             f"try again in {seconds} s",
             "RESOURCE_EXHAUSTED",
             headers={
                 "Retry-After": str(seconds),
-                "RateLimit-Limit": str(key.quota.calls),
+                "RateLimit-Limit": str(quota.calls),
                 "RateLimit-Remaining": "0",
                 "RateLimit-Reset": str(seconds),
             },
@@ -6524,11 +6465,11 @@ class ReadyDeployment:
     """
 
     config: Any
-    labels: Mapping[int, str]
+    path: str
     chain: tuple[Any, ...]
-    problem: str = ""
-    path: str = ""
-    families: Mapping[str, Any] = field(default_factory=dict)
+    families: Mapping[str, Any]
+    labels: Mapping[int, str]
+    problem: str
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     def model_of(self, servable: Any) -> Any:
@@ -6539,8 +6480,8 @@ class ReadyDeployment:
         model = self.models.get(servable)
         if model is None:
             try:
-                labels = self.labels_in(servable.folder)
-                model = self.build_model(servable.signatures.get("serving_default"), labels)
+                signature = servable.signatures.get("serving_default")
+                model = self.build_model(signature, servable.folder)
             except ValueError as error:
                 if isinstance(error.__cause__, OSError):  # perhaps temporary: not cached
                     raise
@@ -6549,14 +6490,6 @@ class ReadyDeployment:
         if isinstance(model, ValueError):
             raise type(model)(*model.args)
         return model
-
-    def problem_of(self, servable: Any) -> str:
-        """Why a servable cannot answer for this deployment, with the JSON path to fix; or ""."""
-        try:
-            self.model_of(servable)
-        except ValueError as error:
-            return self.tell(error)
-        return ""
 
     def tell(self, error: ValueError) -> str:
         """An error of `model_of` with its JSON path. "" for a model that takes no pictures when the
@@ -6587,11 +6520,12 @@ class ReadyDeployment:
         except ValueError as error:
             raise ValueError(f"its file '{found.name}': {error}") from error.__cause__
 
-    def build_model(self, signature: Signature | None, labels: Mapping[int, str]) -> Any:
+    def build_model(self, signature: Signature | None, folder: Path | None) -> Any:
         """Build the ImageModel of a signature; raises ValueError as `model_of` does."""
-        config = self.config
+        config, labels = self.config, self.labels_in(folder)
         if signature is None:
             raise ValueError("its model has no signature 'serving_default'")
+        shown = [one.name for one in dataclasses.fields(routines.InputOptions)]
         boxes = {"format": config.boxes.format, "scale": config.boxes.scale} if config.boxes else {}
         model = routines.ImageModel(
             {name: (spec.dtype, spec.shape) for name, spec in signature.inputs.items()},
@@ -6602,7 +6536,7 @@ class ReadyDeployment:
             labels=labels,
             family=config.family,
             rename=config.outputs,
-            options=input_options(config),
+            options=routines.InputOptions(**{name: getattr(config, name) for name in shown}),
             most=config.max_detections,
             operations=signature.operations,
             boxes=boxes,
@@ -6621,12 +6555,6 @@ class ReadyDeployment:
         return model
 
 
-def input_options(config: Any) -> Any:
-    """The options of a deployment's config that describe its model's input."""
-    kind = routines.InputOptions
-    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})
-
-
 def prepare_deployment(
     config: Any, path: str, kinds: Mapping[str, type], families: Mapping[str, Any]
 ) -> ReadyDeployment:
@@ -6639,12 +6567,12 @@ def prepare_deployment(
     if config.family is not None and config.family not in families:
         hint = suggest(config.family, families)
         raise ConfigError(f"{path}.family", f"there is no family '{config.family[:60]}'; {hint}")
+    problem = ""
     try:
         labels = read_labels(config.label_map)
-        return ReadyDeployment(config, labels, chain, path=path, families=families)
     except ValueError as error:
-        problem = f"{path}.label_map: {error}"
-        return ReadyDeployment(config, {}, chain, problem, path, families)
+        labels, problem = {}, f"{path}.label_map: {error}"
+    return ReadyDeployment(config, path, chain, families, labels, problem)
 
 
 def read_labels(label_map: Any) -> Mapping[int, str]:
@@ -6737,7 +6665,7 @@ def find_deployment(server: "ModelServer", deployment: str | None = None) -> Rea
     return found
 
 
-def image_limits(config: "Config", allow: Callable[[int], None], **options: Any) -> Any:
+def image_limits(config: Config, allow: Callable[[int], None], **options: Any) -> Any:
     """The limits for reading pictures: the config's, and `options` of one request."""
     return routines.ImageLimits(**vars(config.server.images), allow=allow, **options)
 
@@ -6940,23 +6868,19 @@ def wrap_picture(signature: Signature, body: dict[str, Any]) -> dict[str, Any]:
     picture = body.get("instances")
     if not isinstance(picture, bytes):
         return body
-    one = len(signature.inputs) == 1
-    for spec in signature.inputs.values():
-        shown = picture_input(spec)
-        one = one and (spec.shape == () or shown is not None and "N" not in shown.layout)
-    return {"inputs": picture} if one else {"instances": [picture]}
+    spec, *others = signature.inputs.values()
+    shown = picture_input(spec)
+    is_lone = spec.shape == () or shown is not None and "N" not in shown.layout
+    return {"inputs": picture} if is_lone and not others else {"instances": [picture]}
 
 
+@image_errors()
 def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[str, Any]:
     """A predict body with pixels [H, W, C] in place of pictures. Raises BadRequest."""
     key = "instances" if "instances" in body else "inputs"
-    if key == "instances" and not isinstance(body[key], list):  # `decode_rows` refuses it
+    rows = body[key] if key == "instances" else [body[key]]
+    if not isinstance(rows, list):  # `decode_rows` refuses it
         return body
-    with image_errors():
-        return {**body, key: unpack_value(signature, key, body[key], limits)}
-
-
-def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
     found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
     specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs and has_strings(signature):
@@ -6982,11 +6906,10 @@ def unpack_value(signature: Any, key: str, value: Any, limits: Any) -> Any:
         dtype = NUMPY_DTYPES.get(spec.dtype, np.dtype(np.uint8))
         return fit_pixels(leaf, found[spec.name], dtype, limits)
 
-    rows = value if key == "instances" else [value]
     # Check the headers of all pictures before decoding the first.
     opened = [visit(row, lambda leaf, spec: open_picture(leaf, limits)) for row in rows]
     pixels = [visit(row, decode) for row in opened]
-    return pixels if key == "instances" else as_batch(pixels[0], specs)
+    return {**body, key: pixels if key == "instances" else as_batch(pixels[0], specs)}
 
 
 def picture_input(spec: Any) -> Any:
@@ -7110,7 +7033,7 @@ class ModelServer:
         if text is None:
             text = read_file(path.absolute()) if path else b""  # read once: the manager keeps it
         self.extensions = named_once(installed() if extensions is None else extensions)
-        config = load_config(source, text if path else None, config_kind(self.extensions))
+        config = load_config(source, text, config_kind(self.extensions))
         # Hooks around each request; those left at their default, which does nothing, are skipped.
         self.begins = [e.begin for e in self.extensions if e.begin is not nothing]
         self.observers = [e.observe for e in self.extensions if e.observe is not nothing]
@@ -7451,15 +7374,14 @@ def plan_changes(manager: ModelManager, wanted: Config, config_read: bool) -> di
     """
     now = manager.config
     versions, problems = plan_versions(manager, wanted)
-    known = {model.name: model for model in now.models}
-    models = compare(known, {model.name: model for model in wanted.models}, tell_changed)
+    models = compare(now, wanted, "models", "name", tell_changed)
     sections = {"deployments": "id", "pipeline_config_list": "name", "handlers": "path"}
     plan: dict[str, Any] = {
         "dry_run": True,
         "config_read": config_read,
         "models": models | {"versions": versions},
-        **{key: compare_named(now, wanted, key, name) for key, name in sections.items()},
-        "keys": compare_named(now.auth, wanted.auth, "keys", "name"),
+        **{key: compare(now, wanted, key, name) for key, name in sections.items()},
+        "keys": compare(now.auth, wanted.auth, "keys", "name"),
         "auth": [name for name in changed_fields(now.auth, wanted.auth) if name != "keys"],
         "server": tell_changed(now.server, wanted.server),
         "modules": [name for name in changed_fields(now, wanted) if name in MODULES],
@@ -7497,27 +7419,27 @@ def has_changes(plan: Mapping[str, Any]) -> bool:
 
 
 def compare(
-    now: Mapping[str, Any], wanted: Mapping[str, Any], tell: Callable[[Any, Any], list[Any]]
+    now: Any,
+    wanted: Any,
+    section: str,
+    name: str,
+    tell: Callable[[Any, Any], list[Any]] = changed_fields,
 ) -> dict[str, Any]:
-    """The entries added, removed and changed between two sections, given by name.
+    """The entries added, removed and changed in a section between two configs; the attribute `name`
+    names an entry.
 
     `tell(now, wanted)` lists the options that differ in a changed entry.
     """
-    both = [name for name in wanted if name in now and now[name] != wanted[name]]
-    return {
-        "added": [name for name in wanted if name not in now],
-        "removed": [name for name in now if name not in wanted],
-        "changed": [{"name": name, "options": tell(now[name], wanted[name])} for name in both],
-    }
-
-
-def compare_named(now: Any, wanted: Any, section: str, name: str) -> dict[str, Any]:
-    """As `compare`, for a section whose entries are named by the attribute `name`; no values."""
     before, after = (
-        {getattr(entry, name): entry for entry in getattr(config, section, ())}
+        {getattr(entry, name): entry for entry in getattr(config, section)}
         for config in (now, wanted)
     )
-    return compare(before, after, changed_fields)
+    both = [name for name in after if name in before and before[name] != after[name]]
+    return {
+        "added": [name for name in after if name not in before],
+        "removed": [name for name in before if name not in after],
+        "changed": [{"name": name, "options": tell(before[name], after[name])} for name in both],
+    }
 
 
 def plan_versions(manager: ModelManager, wanted: Config) -> tuple[list[dict[str, Any]], list[str]]:
@@ -7660,8 +7582,7 @@ def check_pictures(
         except Exception:  # no such version, or no file of a graph: told elsewhere
             continue
         try:
-            labels = ready.labels_in(folder)
-            ready.build_model(found.get("serving_default"), labels)
+            ready.build_model(found.get("serving_default"), folder)
         except ValueError as error:
             problems += filter(None, [ready.tell(error)])
     return problems
@@ -7714,7 +7635,7 @@ def prepare(server: ModelServer, config: Config) -> Prepared:
     keys = config.auth.keys or (Key("generated", digest(server.key)),)
     ring = KeyRing(keys, of.get("quotas") or nothing)  # without it, no key has a quota
     server.drop("routines", [("routines", name) for name in config.routine_modules])
-    return Prepared(ring, deployments, kinds, families, of)
+    return Prepared(ring, deployments, kinds, of)
 
 
 def prepare_routines(
@@ -7751,7 +7672,7 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
 
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section that no extension here reads, naming the file that would."""
-    if isinstance(routines, Missing) and config.deployments:
+    if not routines and config.deployments:
         raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
     read = {section for extension in extensions for section in extension.sections}
     for section, file in SECTION_FILES.items():
@@ -7851,19 +7772,11 @@ class Call:
 
     `path` is what follows the mount point `prefix`, still percent-encoded as the client wrote it.
     `prefix` is decoded and follows the environ's SCRIPT_NAME. `site` is the host's request object,
-    for its own `authorize` check. `most_bytes` is the host's limit for a body.
+    for its own `authorize` check and its limit for a body.
     """
 
-    def __init__(
-        self,
-        environ: dict[str, Any],
-        path: str,
-        prefix: str = "",
-        site: Any = None,
-        most_bytes: int | None = None,
-    ):
-        self.environ, self.path, self.prefix = environ, path, prefix
-        self.site, self.most_bytes = site, most_bytes
+    def __init__(self, environ: dict[str, Any], path: str, prefix: str = "", site: Any = None):
+        self.environ, self.path, self.prefix, self.site = environ, path, prefix, site
         self.method = environ["REQUEST_METHOD"].upper()
         self.request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
         self.caller = Caller()
@@ -7919,7 +7832,8 @@ class Call:
         ServingError 413 beyond `limit` bytes, 411 for a chunked body whose end the WSGI server does
         not mark.
         """
-        limit = limit if self.most_bytes is None else min(limit, self.most_bytes)
+        own = None if self.site is None else self.site.max_content_length
+        limit = limit if own is None else min(limit, own)
         announced = self.environ.get("CONTENT_LENGTH") or "0"
         length = int(announced) if announced.isdigit() else 0
         if length > limit:
@@ -8332,7 +8246,7 @@ MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\x
 
 def read_query_routines(call: Call) -> Any:
     """The routines in a URL's `?routines=[...]`; raises BadRequest that names them."""
-    return parse_routines(call.argument("routines", "").encode("utf-8", "surrogateescape"), "URL")
+    return parse_routines(call.argument("routines").encode("utf-8", "surrogateescape"), "URL")
 
 
 def parse_routines(text: bytes, where: str) -> Any:
@@ -8452,7 +8366,7 @@ def view_reload(server: ModelServer, call: Call) -> Reply:
 
 def is_asked(call: Call, name: str) -> bool:
     """Whether the URL says `?name=1`; raises BadRequest for what is neither yes nor no."""
-    given = call.argument(name, "0").lower() if call.environ.get("QUERY_STRING") else "0"
+    given = call.argument(name, "0").lower()
     if given not in ("0", "1", "false", "true"):
         raise BadRequest(f"{name}: expected 1 or 0, got '{given[:40]}'")
     return given in ("1", "true")
@@ -9183,8 +9097,7 @@ def make_view(door: Door, rule: str) -> Callable[..., Response]:
         asked = request._get_current_object()  # type: ignore[attr-defined]
         prefix = asked.path[: len(asked.path) - len(decoded)]
         path = raw_path(asked.environ, decoded)
-        call = Call(asked.environ, path, prefix, asked, asked.max_content_length)
-        return to_response(answer_call(door, call))
+        return to_response(answer_call(door, Call(asked.environ, path, prefix, asked)))
 
     return respond
 
@@ -9553,45 +9466,44 @@ def spelling(stream: Any) -> Iterator[None]:
     before, wrong = getattr(stream, "errors", None), (AttributeError, OSError, ValueError)
     with contextlib.suppress(*wrong):
         stream.reconfigure(errors="backslashreplace")
-    yield
-    with contextlib.suppress(*wrong):
-        stream.reconfigure(errors=before)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(*wrong):
+            stream.reconfigure(errors=before)
 
 
-class Process:
+class Process(contextlib.ExitStack):
     """All that `run` and `main` change in the process; the end of the `with` block restores it.
 
     A server inside a host site changes none of this.
     """
 
-    def __enter__(self) -> "Process":
-        self._undo, self._told = contextlib.ExitStack(), False  # `_told`: a signal told it to end
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False  # a signal told it to end
         self._aside: list[tuple[int, subprocess.Popen[bytes]]] = []  # real stderr, sorter process
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._undo.close()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute."""
-        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        self.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
     def quiet_libraries(self) -> None:
         """Keep messages of TensorFlow and Pillow about their own code and clients' files out of the
         log. Let stdout escape characters that its encoding lacks, as stderr does.
         """
-        self._undo.enter_context(spelling(sys.stdout))
+        self.enter_context(spelling(sys.stdout))
         if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-            self._undo.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
+            self.callback(os.environ.pop, "TF_CPP_MIN_LOG_LEVEL", None)
         library = logging.getLogger("tensorflow")
-        self._undo.callback(library.setLevel, library.level)
+        self.callback(library.setLevel, library.level)
         library.setLevel(logging.ERROR)
         if os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("0", "1"):  # set by a user who wants it all
             self.hide_noise()
         # Python would remember each new warning text about a picture for ever.
-        self._undo.enter_context(warnings.catch_warnings())
+        self.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
     def hide_noise(self) -> None:
@@ -9618,10 +9530,10 @@ class Process:
         terminal = open(  # noqa: SIM115
             aside, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors
         )
-        self._undo.callback(close_anyway, terminal)
+        self.callback(close_anyway, terminal)
         self.set(sys, "stderr", terminal)
         self._aside.append((aside, sorter))
-        self._undo.callback(self.show_noise)
+        self.callback(self.show_noise)
 
     def show_noise(self) -> None:
         """Restore stderr and log the kept lines at DEBUG; a second call does nothing."""
@@ -9647,8 +9559,8 @@ class Process:
         handler = PatientHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(LOG_LINE))
         root.addHandler(handler)
-        self._undo.callback(root.removeHandler, handler)
-        self._undo.callback(root.setLevel, root.level)
+        self.callback(root.removeHandler, handler)
+        self.callback(root.setLevel, root.level)
         root.setLevel(logging.INFO)
         # Our formats use none of these, and each costs time (Logging HOWTO, "Optimization").
         for name in ("logThreads", "logProcesses", "logMultiprocessing"):
@@ -9663,14 +9575,24 @@ class Process:
         Reference counts free what requests leave, while TensorFlow's 250,000 objects stay: without
         this, a request whose JSON makes many lists has them walked again and again.
         """
-        self._undo.callback(gc.set_threshold, *gc.get_threshold())
+        self.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(20_000, 20, 20)
         is_free = gc.get_freeze_count() == 0  # else somebody's frozen objects must stay frozen
-        tidy = functools.partial(tidy_memory, is_free)
+
+        def tidy(freeze: bool) -> None:
+            # All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its
+            # import.
+            gc.collect()
+            if freeze and is_free:
+                gc.freeze()
+            # glibc keeps hundreds of MB that loading has used; other systems have no such call.
+            with contextlib.suppress(OSError, AttributeError, TypeError):
+                ctypes.CDLL(None).malloc_trim(0)
+
         TIDY.append(tidy)
-        self._undo.callback(TIDY.remove, tidy)
+        self.callback(TIDY.remove, tidy)
         if is_free:
-            self._undo.callback(gc.unfreeze)
+            self.callback(gc.unfreeze)
 
     def take_signals(self, stop: threading.Event) -> None:
         """Let SIGTERM, SIGINT and SIGHUP set `stop`; a second SIGTERM or SIGINT ends the process.
@@ -9693,7 +9615,7 @@ class Process:
             for number in numbers:
                 before = signal.signal(number, end)
                 if before is not None:  # else it was set outside of Python
-                    self._undo.callback(signal.signal, number, before)
+                    self.callback(signal.signal, number, before)
 
     def finish(self, job: Callable[[], Any], seconds: float) -> None:
         """Do the last job. After a signal, end the process if the job takes longer than `seconds`:
@@ -9714,20 +9636,6 @@ def close_anyway(stream: typing.TextIO) -> None:
     """Close a stream whose last lines may find no room."""
     with contextlib.suppress(OSError):
         stream.close()
-
-
-def tidy_memory(is_free: bool, freeze: bool) -> None:
-    """Collect garbage and return freed memory to the system; with `freeze`, exclude the remaining
-    objects from later collections, unless somebody else has frozen some (not `is_free`).
-
-    All threads wait meanwhile: some ms, or 0.1 s over TensorFlow's objects just after its import.
-    """
-    gc.collect()
-    if freeze and is_free:
-        gc.freeze()
-    # glibc keeps hundreds of MB that loading has used; other systems have no such call.
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ==================================================================================================
@@ -10204,7 +10112,7 @@ def serve(
     process.finish(stop_server, max(1.0, server.config.server.drain_seconds))
 
 
-def new_key(name: str) -> int:
+def new_key(_: Any, name: str) -> int:
     """Print a key, and what a config says of it.
 
     Raises ConfigError for a name that a config refuses.
@@ -10257,9 +10165,8 @@ def missing_command(name: str, source: Any, value: Any) -> int:
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:
     """The commands of the command line by option name: command(source, value) -> exit status."""
-    known: dict[str, Callable[[Any, Any], int]] = {
-        name: functools.partial(missing_command, name) for name in COMMAND_FILES
-    }
+    known: dict[str, Callable[[Any, Any], int]] = {"new-key": new_key}
+    known |= {name: functools.partial(missing_command, name) for name in COMMAND_FILES}
     known["check"] = functools.partial(check_config, extensions)
     for extension in extensions:
         known |= extension.commands
@@ -10362,8 +10269,6 @@ def obey(
     Returns the exit status.
     """
     source = choose_source(parser, options)
-    if options.new_key:
-        return new_key(options.new_key)
     for name, command in commands(extensions).items():
         if value := getattr(options, name.replace("-", "_")):
             if handler is not None:  # a command prints its result, so the log stays short

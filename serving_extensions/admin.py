@@ -6,7 +6,6 @@ answer is sent. docs/admin.md has the URLs.
 """
 
 import copy
-import datetime
 import functools
 import logging
 import re
@@ -179,11 +178,10 @@ def unnumbered(problem: str) -> str:
 
 def refuse_lockout(config: Config) -> None:
     """Raise BadRequest for a config after which nobody could take the change back over REST."""
-    now = datetime.datetime.now(datetime.timezone.utc)
     if config.admin is None:
         raise BadRequest("$.admin: without it nobody could undo this over REST: edit the file")
     for key in config.auth.keys:
-        if key.admin and not key.disabled and (key.expiry is None or key.expiry > now):
+        if key.admin and not key.disabled and not key.has_expired:
             return
     raise BadRequest(
         "$.auth.keys: no key that is marked admin would be left to undo this: edit the file"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import flask
 import numpy as np
@@ -433,14 +434,18 @@ def test_a_key_for_a_deployment_that_is_not_there():
         ("2027-01-31T12:00:00Z", "2027-01-31T11:59:59+00:00", "2027-01-31T12:00:00+00:00"),
     ],
 )
-def test_expiry(expires, before, after):
+def test_expiry(expires, before, after, monkeypatch):
     key = serving.parse(serving.Auth, {"keys": [key_entry("a", "k", expires=expires)]}).keys[0]
+    ring = serving.KeyRing([key], lambda *_: None)
     for moment, let_in in ((before, True), (after, False)):
-        ring = serving.KeyRing(
-            [key],
-            lambda *_: None,
-            clock=lambda moment=moment: datetime.datetime.fromisoformat(moment),
-        )
+
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, zone, moment=moment):
+                return cls.fromisoformat(moment)
+
+        clock = types.SimpleNamespace(datetime=Clock, timezone=datetime.timezone)
+        monkeypatch.setattr(serving, "datetime", clock)
         if let_in:
             assert ring.check(["k"], set()) is key
         else:

@@ -185,7 +185,9 @@ def test_tensorflows_import_is_no_part_of_a_models_load(monkeypatch):
 def test_a_call_is_told_its_deadline_as_an_argument(network, monkeypatch):
     monkeypatch.setattr(serving, "LONG_SECONDS", 0.0)
     servable, go = load_plainly(network), threading.Event()
-    call = servable.callables["serving_default"]._replace(run=lambda *_: go.wait(60), bounded=False)
+    call = servable.callables["serving_default"]._replace(
+        run=lambda *_: go.wait(60), operations={"While"}
+    )
     held = serving.SessionServable(
         servable.opened.with_calls(lambda name, other: call), lambda: servable.retire(0)
     )

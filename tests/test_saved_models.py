@@ -272,7 +272,7 @@ def test_what_signatures_use_is_all_that_is_opened_and_holds_what_tensorflow_loa
         assert answer.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_array_equal(answer[key], value, strict=True)
-    session, _ = serving.open_used(path, "CPU:0")
+    session, _ = serving.open_used(path, "CPU:0", ["serve"])
     used = {
         capture._id
         for signature in tf.saved_model.load(str(path)).signatures.values()
@@ -312,7 +312,7 @@ def test_of_a_sparse_signature_beside_others_nothing_is_needed(tf, folder):
     change(
         path, lambda graph: graph.signature_def["sparse"].inputs["x"].coo_sparse.SetInParent()
     )  # in place of its tensor's name
-    assert serving.open_used(path, "CPU:0")[0] is not None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is not None
     servable = load(path, batching=False)
     assert run(servable, np.ones((1, 3), np.float32))["y"].tolist() == [[2, 3, 4]]
     with pytest.raises(serving.BadRequest, match="sparse, composite or no tensors"):
@@ -339,7 +339,7 @@ def test_what_is_wrong_with_a_graph_is_told_by_tensorflow(tf, folder, damage):
             function.bound_inputs[:] = [len(graph.object_graph_def.nodes)]
 
     change(path, do_damage)
-    assert serving.open_used(path, "CPU:0") == (None, None)
+    assert serving.open_used(path, "CPU:0", ["serve"]) == (None, None)
     if damage.startswith("a signature"):
         with pytest.raises(serving.LoadError, match="nowhere"):
             load(path)
@@ -386,7 +386,7 @@ def more_than_plain(tf, name):
 def test_what_is_more_than_variables_is_loaded_by_tensorflow(tf, folder, name):
     functions, attributes = more_than_plain(tf, name)
     path = export(tf, folder / f"more_{name}", functions, **attributes)
-    assert serving.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is None
     x = np.random.default_rng(2).integers(0, 3, (4, 7 if "keras" in name else 3)).astype(np.float32)
     np.testing.assert_allclose(
         run(load(path, batching=False), x)["y"], by_objects(tf, path, x)["y"], rtol=1e-6
@@ -402,7 +402,7 @@ def test_a_table_is_seen_though_nothing_fills_it(tf, folder):
         graph.collection_def.clear()
 
     change(path, forget)
-    assert serving.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is None
 
 
 def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_names(tf, folder):
@@ -411,14 +411,14 @@ def test_a_checkpoint_whose_objects_are_numbered_otherwise_is_restored_by_its_na
     }
     first, second = tf.Variable(2.0), tf.Variable(1.0)
     path = export(tf, folder / "numbered", function, first=first, second=second)
-    assert serving.open_used(path, "CPU:0")[0] is not None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is not None
     first, second = tf.Variable(20.0), tf.Variable(10.0)
     other = export(
         tf, folder / "numbered_otherwise", {}, zero=tf.Variable(0.0), second=second, first=first
     )
     shutil.rmtree(path / "variables")
     shutil.copytree(other / "variables", path / "variables")
-    assert serving.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is None
     assert run(load(path, batching=False), np.array([1, 2], np.float32))["y"].tolist() == [30, 50]
 
 
@@ -448,7 +448,7 @@ def test_a_checkpoint_of_another_shape_or_dtype_is_refused(tf, folder, value, re
             / "variables"
             / file.name.replace(f"unfit_{np.ndim(value)}_checkpoint", "variables"),
         )
-    assert serving.open_used(path, "CPU:0")[0] is None
+    assert serving.open_used(path, "CPU:0", ["serve"])[0] is None
     with pytest.raises(serving.LoadError, match=reason):
         load(path)
 
@@ -909,7 +909,7 @@ serving.open_session = original
 v1 = tf.compat.v1
 for number in (0, 1):
     device = f"CPU:{{number}}"
-    session, definitions, _ = serving.open_session(Path({model!r}), device)
+    session, definitions, _ = serving.open_session(Path({model!r}), device, ["serve"])
     definition = definitions["serving_default"]
     metadata = v1.RunMetadata()
     session.run([t.name for t in definition.outputs.values()], {{definition.inputs["images"].name: np.ones((1, 8, 8))}},
@@ -1112,7 +1112,7 @@ def test_requests_are_really_batched(tf, folder):
         },
     )
     signature = load(folder / "size", batching=False).signatures["serving_default"]
-    session, _, _ = serving.open_session(folder / "size", "CPU:0")
+    session, _, _ = serving.open_session(folder / "size", "CPU:0", ["serve"])
     plan = serving.plan_call(session.graph, signature)
     call = batching.make_batched(
         session, signature, plan, serving.Batching(max_batch_size=8, num_batch_threads=1), "CPU:0"
@@ -1350,7 +1350,7 @@ def test_signatures_are_read_beside_one_whose_tensors_are_not_there(tf, folder):
     signatures["other"].CopyFrom(signatures["serving_default"])
     signatures["other"].outputs["y"].name = "gone:0"
     file.write_bytes(saved.SerializeToString())
-    assert {"serving_default", "other"} <= serving.read_signatures(folder).keys()
+    assert {"serving_default", "other"} <= serving.read_signatures(folder, ["serve"]).keys()
 
 
 def test_signature_without_batch_dimension_runs_unbatched(tf, folder, caplog):

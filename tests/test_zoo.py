@@ -689,7 +689,7 @@ def test_pipelines_tell_what_the_graphs_of_their_models_tell(tf, tmp_path):
     for name in names:
         zoo.export(tf, BY_NAME[name], str(tmp_path / name / "1"))
         models.append({"name": name, "base_path": str(tmp_path / name)})
-        ((output, _),) = serving.read_signatures(tmp_path / name / "1")[
+        ((output, _),) = serving.read_signatures(tmp_path / name / "1", ["serve"])[
             "serving_default"
         ].outputs.items()
         link = lambda key, node, item: {key: {"node_name": node, "data_item": item}}  # noqa: E731

@@ -6884,7 +6884,7 @@ def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[s
     found = {name: picture_input(spec) for name, spec in signature.inputs.items()}
     specs = {name: signature.inputs[name] for name, shown in found.items() if shown is not None}
     if not specs and has_strings(signature):
-        return value
+        return body
     if not specs:
         name, spec = next(iter(signature.inputs.items()))
         raise routines.ImageError(

@@ -393,8 +393,8 @@ class Extension:
     wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
     # saw(server, deployment, image, predictions, origin): a picture has been answered.
     saw: Callable[..., None] = nothing
-    # begin(server), observe(server, trace, line, reply): a request begins, is answered.
-    begin: Callable[["ModelServer"], None] = nothing
+    # begin(server, call), observe(server, trace, line, reply): a request begins, is answered.
+    begin: Callable[["ModelServer", "Call"], None] = nothing
     observe: Callable[..., None] = nothing
     # headers(server, call, reply) -> additional headers of the answer, as (name, value).
     headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
@@ -8819,7 +8819,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     call.allowance = server.allowance()
     try:
         for begin in server.begins:
-            begin(server)
+            begin(server, call)
         if "HTTP_TRACEPARENT" in call.environ:
             trace.parent = read_parent(call)
         if call.method == "OPTIONS":

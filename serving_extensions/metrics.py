@@ -228,7 +228,7 @@ class Metrics:
         # by kind and name, for the graphs: only inference, without the page's own requests
         self.series: dict[tuple[str, str], Series] = {ALL: Series()}
         self.resources = Resources()
-        self._open: list[None] = []  # one item per request in flight: append and pop are atomic
+        self._open: list[None] = []  # one item per request in flight
         # answered requests that are not counted yet: the fields of their `Kind`, their ROW
         self._ended: list[tuple[tuple, bytes]] = []
         self._due = 0.0  # the time when those must be counted
@@ -248,10 +248,12 @@ class Metrics:
         """Requests that are being answered."""
         return len(self._open)
 
-    def begin(self) -> "Metrics":
-        """Note that a request begins. No lock is needed here and in `end`: a list's `append` and
-        `pop` are atomic.
+    def begin(self, by_page: bool = False) -> "Metrics":
+        """Note that a request begins; those of the page are not in flight. No lock is needed here
+        and in `end`: a list's `append` and `pop` are atomic.
         """
+        if by_page:
+            return self
         self._open.append(None)
         if len(self._open) > self.latest_peak:
             with self._lock:
@@ -260,7 +262,8 @@ class Metrics:
 
     def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
         """Note that a request is answered; `call` has the fields of its log line."""
-        self._open.pop()
+        if not trace.by_page:
+            self._open.pop()
         now = self._clock()
         spent = trace.spent or trace.measure(time.perf_counter())
         if call["status"] >= 400 and call["route"] not in self.probes:
@@ -868,7 +871,7 @@ EXTENSION = Extension(
     open=open_metrics,
     prepare=prepare,
     refresh=refresh,
-    begin=lambda server: server.state["metrics"].begin(),
+    begin=lambda server, call: server.state["metrics"].begin(call.trace.by_page),
     observe=lambda server, *told: server.state["metrics"].end(*told),
     end=end,
     formatters={"text": TextFormatter, "json": JsonFormatter},

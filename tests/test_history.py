@@ -266,6 +266,14 @@ def test_the_pages_own_calls_are_not_in_it(many):
     assert stats["groups"]["m"]["requests"] == 2, "the plain numbers have all"
 
 
+def test_the_pages_own_calls_are_not_in_flight(many):
+    page = {**bearer("k"), "X-Serving-Page": "1"}
+    stats = many.get("/stats", headers=page).json
+    assert stats["in_flight"] == stats["peak_in_flight"] == 0
+    assert many.get("/stats", headers=bearer("k")).json["in_flight"] == 1, "this very request"
+    assert many.get("/stats", headers=page).json["in_flight"] == 0
+
+
 def test_errors_are_told_with_their_route_and_id(many):
     many.post(P, "{", headers={**bearer("k"), "X-Request-Id": "r-1"})
     many.post("/pets/predict", "x", headers={**bearer("p"), "X-Request-Id": "r-2"})

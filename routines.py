@@ -1119,10 +1119,11 @@ def read_label_yaml(text: str) -> dict[int, str]:
 
 
 def unrepeated(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """The members of an object as a dict; raises ValueError for a key with two values."""
+    """The members of an object as a dict; raises ValueError for an id or a name with two values."""
     found = dict(pairs)
     for key, value in pairs if len(found) < len(pairs) else ():
-        if value != found[key]:
+        is_label = str(key).isdecimal() or type(value) is int  # an id and its name, or the reverse
+        if is_label and value != found[key]:
             both = f"both {value!r:.40} and {found[key]!r:.40}"
             raise ValueError(f"label map: {key!r:.40} is {both}")
     return found

@@ -6895,6 +6895,8 @@ def unpack_pictures(signature: Any, body: dict[str, Any], limits: Any) -> dict[s
 
     def visit(row: Any, change: Change) -> Any:
         if isinstance(row, dict) and not is_base64(row):
+            if key == "instances" and row.keys() != signature.inputs.keys():  # refused later
+                return row
             return {
                 name: visit_all(part, specs[name], change) if name in specs else part
                 for name, part in row.items()
@@ -6943,6 +6945,8 @@ def visit_all(value: Any, spec: Any, change: Change, level: int = 0) -> Any:
     """Nested lists with each leaf changed; raises ImageError for lists deeper than any tensor."""
     if not isinstance(value, list):
         return change(value, spec)
+    if value and isinstance(value[0], int | float):  # a row of numbers has no pictures
+        return value
     if level > MAX_DIMENSIONS:
         raise routines.ImageError(
             f"input '{spec.name}': more than {MAX_DIMENSIONS} levels of lists"
@@ -7167,8 +7171,10 @@ class ModelServer:
             signature = servable.signatures.get(name)
             value = body.get("instances", body.get("inputs"))
             if signature and signature.inputs and holds_bytes(value):
-                limits = image_limits(self.config, own.take)
-                body = unpack_pictures(signature, wrap_picture(signature, body), limits)
+                body = wrap_picture(signature, body)
+                if routines or not has_strings(signature):  # texts need no routines.py
+                    limits = image_limits(self.config, own.take)
+                    body = unpack_pictures(signature, body, limits)
             return predict(servable, name, body, outputs, trace)
 
     def classify(

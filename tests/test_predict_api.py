@@ -1338,7 +1338,7 @@ def test_picture_bytes_on_predict_of_a_model_of_pixels(shape, dtype):
     assert answer.json["error"].endswith("Expecting 'instances' to be an list/array")
 
 
-def test_picture_bytes_on_predict_of_a_model_that_takes_texts_too():
+def test_picture_bytes_on_predict_of_a_model_that_takes_texts_too(monkeypatch):
     """The text takes the same bytes as they are."""
     from conftest import signature, spec
 
@@ -1360,8 +1360,12 @@ def test_picture_bytes_on_predict_of_a_model_that_takes_texts_too():
         assert answer.status_code == 200, answer.json
     answer = rest.post("/v1/models/m:predict", {"instances": [{"b64": b64(b"x")}]})
     assert_error(answer, 400, "instances is a plain list, but expecting list of objects...")
+    answer = rest.post("/v1/models/m:predict", {"instances": [{"image": {"b64": "eA=="}}]})
+    assert answer.status_code == 400 and '"b64": "eA=="' in answer.json["error"]
+    monkeypatch.setattr(serving, "routines", serving.NoRoutines())  # texts do not need it
+    assert rest.post("/v1/models/m:predict", body).status_code == 200
     assert all((given["image"] == PICTURE[np.newaxis]).all() for given in shown)
-    assert [list(given["text"]) for given in shown] == [[b"x"]] * 3 + [[data]] * 2
+    assert [list(given["text"]) for given in shown] == [[b"x"]] * 3 + [[data]] * 3
 
 
 RGBA = np.dstack([PICTURE, np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)])

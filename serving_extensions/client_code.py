@@ -6,7 +6,6 @@ The programs are the files of `clients/`: `python.py` sends a picture file to a 
 filled in; a line whose value the call lacks is left out.
 """
 
-import functools
 import json
 import re
 import shlex
@@ -28,7 +27,6 @@ from .core import (
     Reply,
     ServingError,
     Signature,
-    TensorSpec,
     find_deployment,
     find_known,
     list_reached,
@@ -45,7 +43,14 @@ from .core import (
     view_predict_image,
 )
 from .kserve import describe_tensor, view_infer_v2
-from .openapi import example_of, example_request, find_default, named_body, sizes_of
+from .openapi import (
+    example_of,
+    example_request,
+    find_default,
+    named_body,
+    placeholders_of,
+    sizes_of,
+)
 
 TEMPLATES = Path(__file__).with_name("clients")
 LITERAL = re.compile(r"""(["'])([^"'@\n]*)@(URL|METHOD|KEY|TYPE|BODY|TEXT|ROUTINES)@\1""")
@@ -338,14 +343,7 @@ def example_of_model(
     if (example := example_of(servable)) is not None:
         return example
     name, signature = find_default(servable) or ("serving_default", Signature({}, {}))
-    inputs = {key: nest("YOUR_INPUT", spec) for key, spec in signature.inputs.items()}
-    lone = next(iter(inputs.values()), "YOUR_INPUT")
-    return named_body(name, {"inputs": inputs if len(inputs) > 1 else lone})
-
-
-def nest(value: Any, spec: TensorSpec) -> Any:
-    """A value within as many lists as a tensor has dimensions."""
-    return functools.reduce(lambda inner, _: [inner], sizes_of(spec), value)
+    return named_body(name, placeholders_of(signature))
 
 
 def example_of_tensors(

@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 document, made from the signatures, deployments and handlers in force."""
 
 import base64
+import functools
 import json
 import math
 import re
@@ -606,7 +607,7 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     servable = available and available.versions[max(available.versions)]
     if not servable or not servable.signatures:
         return paths
-    example = example_of(servable)
+    example = example_of(servable) or words_of(servable)
     names = {output for one in servable.signatures.values() for output in one.outputs}
     wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
@@ -735,6 +736,24 @@ def example_of(servable: Servable) -> dict[str, Any] | None:
     found = find_default(servable)
     body = found and example_request(found[1])
     return json.loads(encode_json(named_body(found[0], body))) if found and body else None
+
+
+def words_of(servable: Servable) -> dict[str, Any] | None:
+    """A predict body with YOUR_INPUT for each input of a model that takes only texts; else None."""
+    name, signature = find_default(servable) or ("", Signature({}, {}))
+    if {spec.dtype for spec in signature.inputs.values()} != {"DT_STRING"}:
+        return None
+    return named_body(name, placeholders_of(signature))
+
+
+def placeholders_of(signature: Signature) -> dict[str, Any]:
+    """A predict body with YOUR_INPUT for each input, in as many lists as it has dimensions."""
+    word: Any = "YOUR_INPUT"
+    inputs = {
+        name: functools.reduce(lambda inner, _: [inner], sizes_of(spec), word)
+        for name, spec in signature.inputs.items()
+    }
+    return {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values()), word)}
 
 
 # names of inputs that take encoded pictures, if the graph does not show it

@@ -710,6 +710,16 @@ def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, vali
     assert (rest.post(path, body).status_code == 200) is valid
 
 
+def test_the_example_of_a_model_for_texts_is_answered():
+    inputs = [spec("line", "DT_STRING", (None,)), spec("c", "DT_STRING", (None, 1))]
+    texts = signature(inputs, [spec("y", "DT_STRING")])
+    model = serving.Servable({"serving_default": texts}, lambda _, inputs: {"y": inputs["c"]})
+    rest = Rest(fake_server({"m": model}))
+    told = rest.get("/openapi.json").json["paths"]["/v1/models/m:predict"]["post"]["requestBody"]
+    example = told["content"]["application/json"]["example"]
+    assert rest.post("/v1/models/m:predict", example).json == {"outputs": [["YOUR_INPUT"]]}
+
+
 def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_called():
     models = {"odd": several_signatures("embed", "other"), "m": FakeServable()}
     long = signature([spec("x", shape=(None, 5000))], [spec("y")])

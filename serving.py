@@ -10093,10 +10093,14 @@ def serve(
     process: Process, server: ModelServer, host: str, port: int, stop: threading.Event
 ) -> None:
     """Listen, load, answer until `stop`, and end well."""
-    socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
     server.says_key = True
-    # Listen first, so that a port in use fails before any model is loaded.
-    http = listen(server, create_app(server), host, port)
+    app = create_app(server)
+    try:
+        socket.getaddrinfo(host or "?", port)  # says what is wrong with the host, as an OSError
+        # Listen first, so that a port in use fails before any model is loaded.
+        http = listen(server, app, host, port)
+    except OSError as error:
+        raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from None
     process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
     server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
     where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
@@ -10294,8 +10298,7 @@ def obey(
     except OSError as error:
         if error.filename:
             raise
-        text = f"{options.host} port {port}: {error.strerror}; choose another --host or --port"
-        print(f"serving: {text}", file=sys.stderr)
+        print(f"serving: {error.strerror}; choose another --host or --port", file=sys.stderr)
         return 1
     return 0
 

@@ -285,6 +285,8 @@ def test_wrong_starts_are_one_clear_line_and_a_status(capsys, tmp_path):
         in_use = "Address already in use; choose another --host or --port"
         told = f"serving: 127.0.0.1 port {port}: {in_use}"
         assert refusal(capsys, path, "--port", port) == (1, told)
+        with pytest.raises(OSError, match=f"127.0.0.1 port {port}: Address already in use$"):
+            serving.run(path, "127.0.0.1", int(port))
     assert refusal(capsys, "--nope")[0] == 2
     command = [sys.executable, str(ROOT / "serving.py"), "--config", "nope.json"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -4712,9 +4712,10 @@ def warm_up(
     if reason := why_untried(signature, call, config):
         logger.info("%s is not warmed up: %s", label, reason)
         return call
-    texts = has_strings(signature)  # made-up ones are no valid pictures or examples: send 0 rows
+    # made-up texts other than examples are no valid pictures: send 0 rows
+    rows = 0 if has_strings(signature) and not signature.example else 1
     elementwise = call.operations <= ELEMENTWISE
-    inputs = many_numbers(signature) if elementwise else sample_inputs(signature, 0 if texts else 1)
+    inputs = many_numbers(signature) if elementwise else sample_inputs(signature, rows)
     try:
         call.run(*inputs)
         known = elementwise or is_typical(signature)
@@ -4825,7 +4826,8 @@ def time_call(call: Callable, inputs: Sequence[np.ndarray]) -> float:
 
 
 def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
-    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, empty strings.
+    """Made-up inputs of `rows` rows: floats in 0..1, integers and booleans 0 or 1, strings that are
+    empty, or the signature's example.
 
     Unknown sizes are 1, and an input of unknown rank has one dimension.
     """
@@ -4837,7 +4839,9 @@ def sample_inputs(signature: Signature, rows: int) -> list[np.ndarray]:
         shape = [size or 1 for size in sizes]
         values = random.random(shape, np.float32)
         numbers = np.round(values) if dtype.kind in "iub" else values
-        row = np.full(shape, b"", object) if dtype.kind == "O" else numbers.astype(dtype)
+        row = numbers.astype(dtype)
+        if dtype.kind == "O":
+            row.fill(signature.example)
         rowwise = sizes and sizes[0] is None
         samples.append(np.repeat(row, rows, axis=0) if rowwise else row)
     return samples

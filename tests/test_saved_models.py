@@ -1303,6 +1303,12 @@ def test_an_example_is_made_up_of_what_a_graph_parses(tf, folder):
     assert [servable.signatures[name].example for name in ("large", "lower")] == [b"", b""]
 
 
+def test_what_parses_examples_is_warmed_up_with_one():
+    """Zero rows do not suit its graph, which reshapes to [-1, 8, 8, 1]."""
+    calls = load(ROOT / "models/digits/1").callables
+    assert calls["classify"].tried and calls["serving_default"].tried
+
+
 def test_made_up_pictures_are_answered(tf, folder):
     """Of the graphs that decode files, an example's own or what is asked itself."""
     from serving_extensions.openapi import example_request, texts_of

@@ -79,10 +79,11 @@ class Parser(HTTPRequestParser):
         consumed = super().received(data)
         if self.error:  # the error is answered now; the client is not asked to continue
             self.expect_continue = False
-        if self.body_bytes_received > self.checked + LARGE_BODY and not self.completed:
-            self.checked = self.body_bytes_received
-            if self.chunked:
-                self.look_for_room()
+        came = self.body_bytes_received
+        since = 0 if self.completed else self.checked  # once more when it is complete
+        if self.chunked and not self.error and came > since + LARGE_BODY:
+            self.checked = came
+            self.look_for_room()
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:

@@ -10240,8 +10240,11 @@ def spell_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         return list(arguments)
     if first in known:
         return [f"--{first}", *arguments[1:]]
-    if not first.startswith("-") and (close := similar_key(first, known)):
-        parser.error(f"{first}: no such file, folder or command; did you mean 'serving {close}'?")
+    # very close ones only: other words are folders that are not there
+    close = difflib.get_close_matches(first, known, n=1, cutoff=0.8)
+    if close and not first.startswith("-"):
+        meant = f"did you mean 'serving {close[0]}'?"
+        parser.error(f"{first}: no such file, folder or command; {meant}")
     return list(arguments)
 
 

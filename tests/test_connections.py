@@ -569,6 +569,19 @@ def test_chunks_cut_anywhere_are_the_same_chunks(end):
         assert parser.error is None and parser.get_body_stream().read() == b"hello", cut
 
 
+@pytest.mark.parametrize("pieces", [(1, 1, 1, 1), (1.5, 1.4, 0.9), (2.9, 0.9), (4,)])
+def test_a_chunked_body_is_weighed_whole_in_whatever_pieces_it_comes(pieces):
+    front = SimpleNamespace(no_room=lambda: None)
+    front.server = fake_server({}, server={"max_queued_bytes": 3 << 20})
+    parser = connections.Parser(Adjustments())
+    parser.front = front
+    feed(parser, CHUNKED)
+    for size in (int(megabytes * 2**20) for megabytes in pieces):
+        feed(parser, b"%x\r\n%b\r\n" % (size, b" " * size))
+    feed(parser, b"0\r\n\r\n")
+    assert parser.completed and parser.error.code == 413
+
+
 def feed(parser, data):
     """Hand a parser what has come; what is left is the next request's."""
     while data and not parser.completed:

@@ -31,6 +31,7 @@ import array
 import base64
 import binascii
 import contextlib
+import contextvars
 import copy
 import ctypes
 import dataclasses
@@ -393,8 +394,9 @@ class Extension:
     wrap_load: Callable[["ModelServer", "Load"], "Load"] = lambda server, load: load
     # saw(server, deployment, image, predictions, origin): a picture has been answered.
     saw: Callable[..., None] = nothing
-    # begin(server, call), observe(server, trace, line, reply): a request begins, is answered.
-    begin: Callable[["ModelServer", "Call"], None] = nothing
+    # begin(server, call): a request begins; what it returns, if anything, is called at its end.
+    begin: Callable[["ModelServer", "Call"], Callable[[], Any] | None] = nothing
+    # observe(server, trace, line, reply): a request is answered; its client may have the reply.
     observe: Callable[..., None] = nothing
     # headers(server, call, reply) -> additional headers of the answer, as (name, value).
     headers: Callable[["ModelServer", "Call", "Reply"], Iterable[tuple[str, str]]] = none
@@ -8825,20 +8827,21 @@ def request_id_of(given: str | None) -> str:
 
 def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     """Answer a call with its view's reply or its error; adds common headers and a log line."""
-    server, trace, envelope, route = door.server, call.trace, BARE, ""
+    server, trace, envelope = door.server, call.trace, BARE
+    ends = []
     call.allowance = server.allowance()
     try:
         for begin in server.begins:
-            begin(server, call)
+            ends.append(begin(server, call))
         if "HTTP_TRACEPARENT" in call.environ:
             trace.parent = read_parent(call)
         if call.method == "OPTIONS":
-            replied = preflight(server, call)
+            found, replied = None, preflight(server, call)
         else:
             found = found or find_view(server, call.method, call.path)
-            envelope, route, trace.infers = found.envelope, found.name, found.route.infers
+            envelope, trace.infers = found.envelope, found.route.infers
             trace.deployment = found.deployment
-            if route:  # empty for an unknown URL: 404 even with a wrong X-Request-Timeout
+            if found.name:  # empty for an unknown URL: 404 even with a wrong X-Request-Timeout
                 wish = call.environ.get("HTTP_X_REQUEST_TIMEOUT")
                 trace.limit(server.config.server.timeout_seconds, wish)
             call.caller = authorize(door, call, found)
@@ -8855,22 +8858,26 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     finally:
         call.turn.waited = trace.waited
         call.allowance.close()
-    line = request_line(call, route, replied)
-    for observe in server.observers:
-        try:
-            observe(server, trace, line, replied)
-        except Exception:  # the reply is complete without the extension
-            logger.exception("An extension could not take note of a request")
-    call.turn.defer(functools.partial(log_request, server, found, line))
+        for end in filter(None, ends):
+            end()
+    # in this context, where spans and filters of the log find what the site has put there
+    run = contextvars.copy_context().run
+    call.turn.defer(functools.partial(run, note_request, server, call, found, replied))
     return replied
 
 
-def log_request(server: ModelServer, found: Found | None, line: Mapping[str, Any]) -> None:
-    """Write a request's line; at DEBUG for probes, which would fill the log."""
-    if found is not None and found.route.probe and not server.config.server.log_probes:
-        logger.debug(REQUEST_LINE, line)
-    else:
-        logger.info(REQUEST_LINE, line)
+def note_request(server: ModelServer, call: Call, found: Found | None, replied: Reply) -> None:
+    """Let the extensions count an answered request, and log it; at DEBUG for probes, which would
+    fill the log.
+    """
+    line = request_line(call, found.name if found else "", replied)
+    for observe in server.observers:
+        try:
+            observe(server, call.trace, line, replied)
+        except Exception:  # the reply is complete without the extension
+            logger.exception("An extension could not take note of a request")
+    is_quiet = found is not None and found.route.probe and not server.config.server.log_probes
+    logger.log(logging.DEBUG if is_quiet else logging.INFO, REQUEST_LINE, line)
 
 
 TRACEPARENT = re.compile(  # a later version is read by the fields known today (section 4.3)

@@ -391,6 +391,9 @@ class Listener(TcpWSGIServer):
 # ==================================================================================================
 
 HELD_SECONDS = 0.01  # how long an answer may wait, to be sent with others of the same turn
+# How many answered requests, and how long, may wait to be counted and logged together: code that
+# runs several times in a row is in the processor's cache, and the log is written once.
+NOTED_TOGETHER, NOTED_SECONDS = 32, 0.01
 
 
 class Front(Waitress):
@@ -401,9 +404,9 @@ class Front(Waitress):
     def __init__(self, server: Any, app: Any, **adjustments: Any):
         self.server = server
         self.thread = 0  # the id of the loop's thread
-        self.swept_at = self.held_since = 0.0
+        self.swept_at = self.held_since = self.noted_at = 0.0
         self.answers: list[tuple[Channel, bytes]] = []  # of this turn, not sent yet
-        self.later: list[Callable[[], None]] = []  # write log lines, once the answers are sent
+        self.later: list[Callable[[], None]] = []  # count and log, once the answers are sent
         options = server.config.server
         self.dispatcher = Dispatcher(options.threads)
         self.gate = Gate(lambda: self.server.config.server, self.dispatcher, server.refused)
@@ -426,12 +429,19 @@ class Front(Waitress):
     def turn(self, seconds: float = 0.5) -> None:
         """Run the loop once, then send the answers that it made."""
         self.thread = threading.get_ident()
-        super().turn(seconds)
+        super().turn(min(seconds, NOTED_SECONDS) if self.later else seconds)
         self.send_answers()
         now = time.monotonic()
+        if len(self.later) >= NOTED_TOGETHER or now > self.noted_at + NOTED_SECONDS:
+            self.note_answered()
+            self.noted_at = now
         if now >= self.swept_at + 1:
             self.swept_at = now
             self.sweep(now)
+
+    def finish(self, seconds: float) -> None:
+        super().finish(seconds)
+        self.note_answered()
 
     def see_to(self, channel: Channel, here: bool = True) -> None:
         """Handle a channel's first request: refuse it if there are too many, answer it on this
@@ -457,6 +467,7 @@ class Front(Waitress):
             self.let_wait(channel, "health" if request.refused else line)
 
     def let_wait(self, channel: Channel, line: str) -> None:
+        self.note_answered()  # it may ask for the counts
         try:
             self.dispatcher.add(channel, line)
         except ServingError as error:
@@ -483,17 +494,15 @@ class Front(Waitress):
                 channel.send_all(data)
             except Exception:
                 channel.handle_error()
-        if self.later:
-            self.write_log()
 
-    def write_log(self) -> None:
-        """Log the requests whose answers are sent."""
+    def note_answered(self) -> None:
+        """Count and log the requests that the lane has answered."""
         later, self.later = self.later, []
         with lines_together() if len(later) > 1 else contextlib.nullcontext():
-            for write in later:
+            for note in later:
                 # a filter or a handler of the site's may raise; nobody waits for it
                 with contextlib.suppress(Exception):
-                    write()
+                    note()
 
     def find(self, request: Any) -> Any:
         """The entry of the URL table that a request selects.

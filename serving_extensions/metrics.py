@@ -204,7 +204,7 @@ def count_values(numbers: np.ndarray) -> dict[int, int]:
 
 
 class Metrics:
-    """Counts of one server. `begin` and `end` are called around every request."""
+    """Counts of one server. `begin` is called for every request, and `note` after it."""
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock, self._lock = clock, threading.Lock()
@@ -248,22 +248,20 @@ class Metrics:
         """Requests that are being answered."""
         return len(self._open)
 
-    def begin(self, by_page: bool = False) -> "Metrics":
-        """Note that a request begins; those of the page are not in flight. No lock is needed here
-        and in `end`: a list's `append` and `pop` are atomic.
+    def begin(self, by_page: bool = False) -> Callable[[], Any] | None:
+        """Note that a request begins; returns what notes that it has ended. Those of the page are
+        not in flight. No lock is needed: a list's `append` and `pop` are atomic.
         """
         if by_page:
-            return self
+            return None
         self._open.append(None)
         if len(self._open) > self.latest_peak:
             with self._lock:
                 self.latest_peak = max(self.latest_peak, len(self._open))
-        return self
+        return self._open.pop
 
-    def end(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
-        """Note that a request is answered; `call` has the fields of its log line."""
-        if not trace.by_page:
-            self._open.pop()
+    def note(self, trace: Any, call: Mapping[str, Any], response: Any) -> None:
+        """Count an answered request; `call` has the fields of its log line."""
         now = self._clock()
         spent = trace.spent or trace.measure(time.perf_counter())
         if call["status"] >= 400 and call["route"] not in self.probes:
@@ -872,7 +870,7 @@ EXTENSION = Extension(
     prepare=prepare,
     refresh=refresh,
     begin=lambda server, call: server.state["metrics"].begin(call.trace.by_page),
-    observe=lambda server, *told: server.state["metrics"].end(*told),
+    observe=lambda server, *told: server.state["metrics"].note(*told),
     end=end,
     formatters={"text": TextFormatter, "json": JsonFormatter},
 )

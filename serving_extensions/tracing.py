@@ -37,7 +37,7 @@ def observe(server: ModelServer, trace: Trace, line: dict[str, Any], replied: Re
             part = spans.start_span(name, context=inside, start_time=at)
             at += int(1e9 * seconds)
             part.end(end_time=at)
-    span.end()
+    span.end(end_time=begin + int(1e9 * (trace.answered - (trace.queued or trace.start))))
 
 
 def is_within(api: Any) -> bool:

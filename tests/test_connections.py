@@ -1466,12 +1466,12 @@ def turned(server, number):
 
 def seen_by(monkeypatch):
     """What becomes of requests, in its order."""
-    seen, send, log = [], connections.Channel.send_all, serving.log_request
+    seen, send, note = [], connections.Channel.send_all, serving.note_request
     run = Recorder.call
 
-    def logged(*given):
-        seen.append("logged")
-        log(*given)
+    def noted(*given):
+        seen.append("noted")
+        note(*given)
 
     monkeypatch.setattr(
         Recorder, "call", lambda *given: seen.append("answered") or run(*given), raising=False
@@ -1479,18 +1479,18 @@ def seen_by(monkeypatch):
     monkeypatch.setattr(
         connections.Channel, "send_all", lambda *given: seen.append("sent") or send(*given)
     )
-    monkeypatch.setattr(serving, "log_request", logged)
+    monkeypatch.setattr(serving, "note_request", noted)
     return seen
 
 
 @pytest.mark.parametrize(
     "held, order",
     [
-        (60, ["answered"] * 4 + ["sent"] * 4 + ["logged"] * 4),
-        (-1, ["answered", "sent", "logged"] * 4),
+        (60, ["answered"] * 4 + ["sent"] * 4 + ["noted"] * 4),
+        (-1, ["answered", "sent"] * 4 + ["noted"] * 4),
     ],
 )
-def test_answers_of_a_turn_are_sent_together_then_logged_and_none_is_held_for_long(
+def test_answers_of_a_turn_are_sent_together_then_noted_and_none_is_held_for_long(
     monkeypatch, held, order
 ):
     monkeypatch.setattr(connections, "HELD_SECONDS", held)
@@ -1498,10 +1498,44 @@ def test_answers_of_a_turn_are_sent_together_then_logged_and_none_is_held_for_lo
         seen = seen_by(monkeypatch)
         for number, client in enumerate(clients):
             client.sendall(post(row(number)))
-        until(lambda: select_readable(clients[3]) or front.turn(0.2))
+        until(lambda: seen.count("noted") == 4 or front.turn(0.2))
         assert seen == order
         for number, client in enumerate(clients):
             assert f"[[{number / 2 + 1}]]".encode() in receive(client)
+
+
+@pytest.mark.parametrize("held, together", [(60, 3), (-1, 100)], ids=["many", "late"])
+def test_requests_are_noted_together_when_they_are_many_or_after_a_while(
+    monkeypatch, held, together
+):
+    monkeypatch.setattr(connections, "NOTED_SECONDS", held)
+    monkeypatch.setattr(connections, "NOTED_TOGETHER", together)
+    with turned(fake_server({"m": Recorder()}), 1) as (front, (client,)):
+        front.noted_at = time.monotonic()  # else the first turn is late
+        seen = seen_by(monkeypatch)
+        for _ in range(3):
+            assert seen.count("noted") == (0 if held > 0 else seen.count("sent"))
+            client.sendall(post(row(0)))
+            until(lambda: select_readable(client) or front.turn(0))
+            receive(client)
+        assert seen.count("noted") == 3
+
+
+def test_the_counts_that_are_asked_for_have_all_that_was_answered(monkeypatch):
+    monkeypatch.setattr(connections, "NOTED_SECONDS", 60)
+    with turned(fake_server({"m": Recorder()}), 2) as (front, (one, two)):
+        front.noted_at = time.monotonic()
+        send = front.send_answers
+        # a worker answers before this turn ends
+        monkeypatch.setattr(front, "send_answers", lambda: time.sleep(0.1) or send())
+        for number in range(1, 4):
+            one.sendall(post(row(0)))
+            until(lambda: select_readable(one) or front.turn(0))
+            receive(one)
+            two.sendall(b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n")
+            until(lambda: select_readable(two) or front.turn(0.01))
+            found = json.loads(receive(two).partition(b"\r\n\r\n")[2])
+            assert found["groups"]["m"]["requests"] == number, "and of no other thread's"
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -1562,6 +1596,7 @@ def test_a_log_that_fails_stops_neither_the_loop_nor_what_follows():
             for client in clients:
                 client.sendall(post(row(4)))
             until(lambda: all(map(select_readable, clients)) or front.turn(0.2))
+            until(lambda: not front.later or front.turn(0.2))
         finally:
             serving.logger.removeFilter(fails)
         assert all(b"[[3.0]]" in receive(client) for client in clients)

@@ -161,7 +161,7 @@ def test_the_last_errors_may_be_read_while_requests_fail():
 
     def fail():
         for _ in range(500):
-            counted.begin().end(serving.Trace(), call, None)
+            counted.note(serving.Trace(), call, None)
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -75,7 +75,7 @@ def test_figures_are_those_of_a_plain_list(window):
             status = int(random.choice([200, 200, 200, 404, 500]))
             ms, batch = float(np.round(random.lognormal(2, 1.5), 3)), int(random.integers(0, 40))
             spent = (0.001, *random.uniform(0, 0.01, 4).tolist()) if batch else (0.002, *4 * [NAN])
-            counted.begin().end(trace(spent), line(status, ms, batch=batch), None)
+            counted.note(trace(spent), line(status, ms, batch=batch), None)
             asked.append((clock.now, status, ms, batch, spent))
         clock.now += step * random.uniform(0.05, 0.6)
     found = counted.read_window(window)
@@ -123,7 +123,7 @@ def check_step(one, place, inside, minutes):
 def test_latencies_beyond_the_scale_are_told_as_its_ends():
     counted = metrics.Metrics(Clock(1e9))
     for ms in (0.0, 0.01, 5e5):
-        counted.begin().end(trace(), line(200, ms), None)
+        counted.note(trace(), line(200, ms), None)
     latency = series_of(counted.read_window("5m"))["latency"]
     assert latency["p99"][-1] == 1e5 and 0 < latency["p50"][-1] <= 0.1
 
@@ -147,12 +147,12 @@ def test_names_are_bounded_and_old_ones_make_room():
     clock = Clock(1e9)
     counted = metrics.Metrics(clock)
     for number in range(history.MOST_SERIES + 50):
-        counted.begin().end(trace(), line(200, 1.0, model=f"m{number}"), None)
+        counted.note(trace(), line(200, 1.0, model=f"m{number}"), None)
     found = counted.read_window("5m")
     assert len(found["series"]) == history.MOST_SERIES + 1
     assert series_of(found)["total"]["requests"] == history.MOST_SERIES + 50
     clock.now += 2 * 86400
-    counted.begin().end(trace(), line(200, 1.0, model="new"), None)
+    counted.note(trace(), line(200, 1.0, model="new"), None)
     assert set(counted.read_window("24h")["series"]) == {("all", ""), ("model", "new")}
 
 

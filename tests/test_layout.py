@@ -264,6 +264,10 @@ OF_A_THREAD = {
         "routines.py",
         "contextvars",
     ): "`@routine` and `@family` run while a module is imported, by a statement without arguments",
+    (
+        "serving.py",
+        "contextvars",
+    ): "a site's middleware may keep a span or an id there, for what is noted after the answer",
     ("serving.py", "respond"): "flask.request: Flask calls a view without it",
     (
         "endpoints.py",

@@ -309,7 +309,7 @@ def test_a_clock_that_is_put_back_leaves_no_numbers_of_a_time_to_come(step):
         reply = SimpleNamespace(body=b'{"error": ""}')
         for _ in range(times):
             now[0] += step
-            counted.begin().end(serving.Trace(), {**COUNTED, "status": status}, reply)
+            counted.note(serving.Trace(), {**COUNTED, "status": status}, reply)
 
     count(70, 500)
     now[0] -= 7200
@@ -350,7 +350,7 @@ def test_the_minutes_told_are_those_of_the_last_hour():
     counted = metrics.Metrics(clock=lambda: now[0])
     times = [now[0] + 600 * number for number in range(60)]
     for now[0] in times:
-        counted.begin().end(serving.Trace(), COUNTED, None)
+        counted.note(serving.Trace(), COUNTED, None)
     recent = [60 * (int(time) // 60) for time in times if time > times[-1] - 3600]
     assert [minute["time"] for minute in counted.read()["minutes"]] == recent
 
@@ -368,7 +368,7 @@ def test_minutes_are_kept_for_an_hour():
     counted = metrics.Metrics(clock=lambda: now[0])
     for minute in range(100):
         now[0] = 60.0 * minute
-        counted.begin().end(serving.Trace(), COUNTED, None)
+        counted.note(serving.Trace(), COUNTED, None)
     assert [m["time"] for m in counted.read()["minutes"]] == [
         60 * minute for minute in range(40, 100)
     ]

@@ -8733,10 +8733,17 @@ def reached_by(server: ModelServer, found: Found) -> str:
         return arguments["model"]
     if "endpoint" in arguments:
         return arguments["endpoint"].path
-    if found.route.guard == "key" and not found.route.lists:
-        wanted = arguments.get("deployment") or next(iter(server.config.default_deployment), "")
-        return next((d.model for d in server.config.deployments if d.id == wanted), found.name)
-    return found.name
+    deployment = deployment_of(server, found)
+    return deployment.model if deployment else found.name
+
+
+def deployment_of(server: ModelServer, found: Found) -> Deployment | None:
+    """The deployment that a URL names, or that /predict means; None if there is none."""
+    if found.route.guard != "key" or found.route.lists or "endpoint" in found.arguments:
+        return None
+    default = next(iter(server.config.default_deployment), "")
+    wanted = found.arguments.get("deployment") or default
+    return next((d for d in server.config.deployments if d.id == wanted), None)
 
 
 @dataclass(frozen=True)
@@ -8852,8 +8859,7 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
             raise
         if found is None and getattr(error, "status", 0) == HTTPStatus.METHOD_NOT_ALLOWED:
             envelope = FULL  # `find_view` answers 405 only for URLs with this envelope
-        if isinstance(error, ServingError) and error.key_name:
-            call.caller = Caller(error.key_name)
+        note_refusal(server, call, found, error)
         replied = dress(server, call, to_reply(error, call, envelope))
     finally:
         call.turn.waited = trace.waited
@@ -8864,6 +8870,17 @@ def answer_call(door: Door, call: Call, found: Found | None = None) -> Reply:
     run = contextvars.copy_context().run
     call.turn.defer(functools.partial(run, note_request, server, call, found, replied))
     return replied
+
+
+def note_refusal(
+    server: ModelServer, call: Call, found: Found | None, error: BaseException
+) -> None:
+    """Note whose key was refused, and at which deployment: the view has not seen the call."""
+    if isinstance(error, ServingError) and error.key_name:
+        call.caller = Caller(error.key_name)
+    if found and found.route.infers and not call.trace.deployment:
+        deployment = deployment_of(server, found)
+        call.trace.deployment = deployment.id if deployment else ""
 
 
 def note_request(server: ModelServer, call: Call, found: Found | None, replied: Reply) -> None:

@@ -309,6 +309,19 @@ def test_a_key_sees_what_it_is_for(many):
     assert figures(many)["quotas"][0]["resets"] % 86400 == 0
 
 
+def test_refused_calls_are_those_of_the_deployment_that_they_name(many):
+    calls = [("/pets/predict", "t", 403), ("/predict", "?", 401), ("/birds/predict", "p", 403)]
+    for path, key, status in [*calls, ("/nobody/predict", "?", 401), ("/talk", "p", 403)]:
+        assert many.post(path, PICTURE, headers=bearer(key)).status_code == status
+    assert totals(figures(many)) == {
+        ("all", ""): 5,
+        ("deployment", "pets"): 2,
+        ("deployment", "birds"): 1,
+        ("handler", "/talk"): 1,
+    }
+    assert [error["status"] for error in figures(many, "p")["last_errors"]] == [401, 403]
+
+
 def test_an_unknown_window_is_refused(many):
     for window in ("", "7d", "5M"):
         answer = many.get(f"/stats?window={window}", headers=bearer("k"))

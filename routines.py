@@ -4491,13 +4491,9 @@ class ImageModel:
     @property
     def joins(self) -> bool:
         """Whether one call takes several pictures, with one row of each output per picture."""
-        shapes = {name: known[1] and drop_ones(known[1]) for name, known in self.outputs.items()}
-        ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
-        return (
-            self.shown.joins
-            and all(shape and shape[0] is None for shape in shapes.values())
-            and all(len(shapes[own] or ()) == ranks[slot] for slot, own in self.about.own.items())
-        )
+        shapes = [shape for _, shape, *_ in self.outputs.values()]
+        shapes += [known.shape for known in self.about.outputs.values()]  # 1 first: has no batch
+        return self.shown.joins and all(shape and shape[0] is None for shape in shapes)
 
     def shown_size(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of a picture as it is fed to the model."""

@@ -1318,7 +1318,9 @@ class About:
         return self.outputs[slot].made_by
 
     def shape(self, slot: str) -> tuple[int | None, ...]:
-        """The shape of an output without the batch dimension; () if unknown."""
+        """The shape of an output without the batch dimension; () if unknown, which it never is for
+        a family that is not recognised by names.
+        """
         return (self.outputs[slot].shape or ())[1:]
 
     def activate(self, values: np.ndarray) -> np.ndarray:
@@ -2237,7 +2239,7 @@ def has_columns_first(shape: tuple[int | None, ...], size: tuple[int, int]) -> b
 def yolo_columns(about: About) -> int | None:
     """How many numbers YOLO has for each box, 4 + C; None if unknown."""
     shape = about.shape("predictions")
-    if None in shape or len(shape) != 2 or about.size is None:
+    if None in shape or about.size is None:
         known = [size for size in shape if size is not None]
         return known[0] if len(known) == 1 else None
     return shape[0] if has_columns_first(shape, about.size) else shape[1]
@@ -2267,8 +2269,8 @@ def yolo(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def yolov5_numbers(about: About) -> range | None:
-    columns = about.shape("predictions")[1:]
-    return range(max(0, columns[0] - 5)) if columns and columns[0] else None
+    _, columns = about.shape("predictions")
+    return range(max(0, columns - 5)) if columns else None
 
 
 def is_yolov5(about: About) -> str:
@@ -2346,7 +2348,7 @@ def check_prototypes(about: About) -> str:
     axis is found when a picture has been run.
     """
     shape, columns = about.shape("prototypes"), yolo_columns(about)
-    if len(shape) != 3 or about.size is None and about.planes is None:
+    if about.size is None and about.planes is None:
         return ""
     axis = prototype_axis(about, shape, columns)
     if axis is None:
@@ -2358,7 +2360,7 @@ def check_prototypes(about: About) -> str:
 
 def segmentation_numbers(about: About) -> range | None:
     shape, columns = about.shape("prototypes"), yolo_columns(about)
-    if len(shape) != 3 or columns is None or about.size is None:
+    if columns is None or about.size is None:
         return None
     axis = prototype_axis(about, shape, columns)
     count = None if axis is None else shape[axis]
@@ -2444,8 +2446,8 @@ def is_detector(about: About) -> str:
 
 
 def has_seven_columns(about: About) -> str:
-    columns = about.shape("output")[1:]
-    return "family detector has rows of 7 columns or more" if (*columns, 7)[0] in range(7) else ""
+    is_short = about.shape("output")[1] in range(7)
+    return "family detector has rows of 7 columns or more" if is_short else ""
 
 
 @family(
@@ -2730,11 +2732,11 @@ SHARES = (1, 2, 4, 8, 16)  # the input's sides divided by these may be the plane
 
 def find_rows(about: About, shares: Iterable[int] = SHARES) -> tuple[int, int] | None:
     """Height and width of planes [h * w, C], found by the input's size; None if nothing fits."""
-    rows = about.shape("planes")[:1]
-    if not rows or rows[0] is None or about.size is None:
+    rows, _ = about.shape("planes")
+    if rows is None or about.size is None:
         return None
     sizes = [(about.size[0] // share, about.size[1] // share) for share in shares]
-    return next((size for size in sizes if math.prod(size) == rows[0]), None)
+    return next((size for size in sizes if math.prod(size) == rows), None)
 
 
 def unfold(about: About, size: tuple[int, int]) -> About:
@@ -2855,7 +2857,7 @@ def is_classifier(about: About) -> str:
             f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
             f"classifier; for a classifier write {WAYS}"
         )
-    count = (about.shape("probabilities") or (None,))[0] or 1
+    count = about.shape("probabilities")[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
     may_be_places = count % 2 == 0 or count > 3 and count % 3 == 0
     if is_sigmoid and may_be_places and not about.labels:
@@ -2868,7 +2870,7 @@ def is_classifier(about: About) -> str:
 
 def check_classes(about: About) -> str:
     """What is wrong with a classifier's number of outputs beside the label map's ids, or ""."""
-    (count,) = about.shape("probabilities") or (None,)
+    (count,) = about.shape("probabilities")
     if count is None or count == 1:
         return check_count(about, count)
     first = first_class(about)

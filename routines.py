@@ -1581,7 +1581,7 @@ def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
             slot: [name for name, one in rest.items() if fits(one, pattern, dict(sizes), False)]
             for slot, pattern in lacks.items()
         }
-        if lacks and (there or len(slots) == 1) and all(fitting.values()) and rest:
+        if lacks and (there or len(slots) == 1) and all(fitting.values()):
             ranked.append((-len(there), suggest_line(kind, about, fitting)))
     return [line for _, line in sorted(ranked, key=lambda each: each[0]) if line][:MOST_LINES]
 
@@ -2772,8 +2772,7 @@ def check_flat(about: About) -> str:
 def flat_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """Class planes of which the pixels lie in rows, [H * W, C]: their regions."""
     size = find_rows(about)
-    if size is None:
-        raise OutputError(f"planes {list(outputs['planes'].shape)}: {check_flat(about)}")
+    assert size is not None  # as `check_flat` has found
     planes = outputs["planes"].reshape(*size, -1)
     return segmentation({"planes": planes}, unfold(about, size))
 
@@ -4461,13 +4460,6 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shown = read_input(self.inputs, self.options, self.operations)
-        if self.family is not None and self.family not in self.families:
-            known = ", ".join(self.families)
-            raise ValueError(f"family: expected one of {known}, got '{self.family}'")
-        self.settle_outputs()
-
-    def settle_outputs(self) -> None:
-        """Find the family of the outputs, and everything that its reader needs to know."""
         height, width = self.shown.height, self.shown.width
         about = About(
             {

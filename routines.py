@@ -3737,8 +3737,8 @@ def draw_annotations(
     thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
     for annotation in reversed(annotations):  # the best is drawn last, on top
         draw_shape(canvas, annotation, thick)
-    labels = draw_labels(annotations, max(11, round(side / 40)))
-    for label, (left, top) in place_labels(labels, annotations, width, height, thick):
+    size = max(11, round(side / 40))
+    for label, (left, top) in place_labels(annotations, size, width, height, thick):
         part = canvas[top : top + label.shape[0], left : left + label.shape[1]]
         part[:] = label[: part.shape[0], : part.shape[1]]
     return encode(canvas, ".jpg" if kind == "jpeg" else ".png", "drawn")
@@ -3780,13 +3780,8 @@ MOST_LABELS, MOST_CLASSES = 300, 5  # names of boxes; lines of a classifier
 MOST_LETTERS = 40
 
 
-def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> Iterator[np.ndarray]:
-    """The labels of the best annotations, uint8 RGB [h, w, 3], with letters `size` pixels high."""
-    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
-    return (draw_label(annotation, size) for annotation in annotations[:most])
-
-
 def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
+    """An annotation's label, uint8 RGB [h, w, 3], with letters `size` pixels high."""
     colour, name = colour_of(annotation), str(annotation["tag"]["name"])
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
     if len(name) > MOST_LETTERS:
@@ -3853,19 +3848,17 @@ def draw_opencv(
 
 
 def place_labels(
-    labels: Iterable[np.ndarray],
-    annotations: Sequence[Mapping[str, Any]],
-    width: int,
-    height: int,
-    thick: int,
+    annotations: Sequence[Mapping[str, Any]], size: int, width: int, height: int, thick: int
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Each label that there is room for, with its left and top; the most confident come first.
 
     Labels do not overlap, and together cover at most LABEL_SHARE of the picture, or one label.
     """
+    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
     taken: list[tuple[int, int, int, int]] = []
     left_over = LABEL_SHARE * width * height
-    for index, (label, annotation) in enumerate(zip(labels, annotations)):
+    for index, annotation in enumerate(annotations[:most]):
+        label = draw_label(annotation, size)
         tall, wide = label.shape[:2]
         left_over -= tall * wide
         if index and left_over < 0:

@@ -4120,16 +4120,16 @@ def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 class PictureInput:
     """How a model takes pictures: its input's name and dtype, and how a picture is converted to it.
 
-    A string input has an empty `layout` and `rank` dimensions. `joins` says whether one call takes
+    A string input has `rank` dimensions in place of a `layout`. `joins` says whether one call takes
     several pictures.
     """
 
     name: str
     dtype: str
-    rank: int
     joins: bool
     form: str = "pixels"  # or encoded, example
     feature: str = ""
+    rank: int = 0
     layout: str = ""
     height: int | None = None
     width: int | None = None
@@ -4248,7 +4248,6 @@ def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions)
     return PictureInput(
         name,
         dtype,
-        len(layout),
         joins=layout.startswith("N") and sizes["N"] is None,
         layout=layout,
         height=sizes["H"],
@@ -4297,7 +4296,7 @@ def read_text_input(
         )
     rank = 1 if shape is None else len(shape)
     joins = rank > 0 and (shape is None or shape[0] is None)
-    return PictureInput(name, "DT_STRING", rank, joins, form, options.example_feature)
+    return PictureInput(name, "DT_STRING", joins, form, options.example_feature, rank)
 
 
 DECODERS = re.compile("Decode(AndCrop)?(Jpeg|Png|Bmp|Gif|WebP|Image)")

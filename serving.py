@@ -6938,7 +6938,6 @@ def picture_input(spec: Any) -> Any:
     return routines.PictureInput(
         spec.name,
         "DT_UINT8",
-        len(layout),
         joins=True,
         layout=layout,
         height=sizes["H"],

@@ -1887,9 +1887,11 @@ def clip_boxes(tensors: Tensors, boxes: np.ndarray) -> Tensors:
     clipped = np.clip(boxes, 0, 1)
     tensors = {**tensors, "boxes": clipped.astype(np.float32)}
     if "masks" in tensors:
-        masks = tensors["masks"]
-        cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
-        tensors["masks"] = np.array(cut, np.float32).reshape(masks.shape)
+        masks, size = tensors["masks"].astype(np.float32), np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        cut = (clipped != boxes).any(axis=1) & size.all(axis=1)
+        parts = (clipped[cut] - np.tile(boxes[cut, :2], 2)) / size[cut]  # 0..1 of the whole box
+        masks[cut] = sample_masks(masks[cut], parts, masks.shape[1:])
+        tensors["masks"] = masks
     return keep(tensors, (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
 
 
@@ -4079,15 +4081,6 @@ def place(tensors: Tensors, region: Region) -> Tensors:
     if "boxes" not in tensors or region == WHOLE:
         return tensors
     return clip_boxes(tensors, place_boxes(tensors["boxes"].astype(np.float64), np.array(region)))
-
-
-def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Cut a mask [mh, mw] relative to `box` to a mask relative to `part`, a part of that box."""
-    size = np.tile(box[2:] - box[:2], 2)
-    if (box == part).all() or not size.all():
-        return mask
-    within = (part - np.tile(box[:2], 2)) / size
-    return sample_masks(mask[np.newaxis], within[np.newaxis], mask.shape)[0]
 
 
 def letterbox(

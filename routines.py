@@ -2703,13 +2703,11 @@ def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
     """The regions of each of the planes [H, W, C] by itself, from the threshold on."""
     count, limit = planes.shape[2], 0.5 if about.threshold is None else about.threshold
     has_background = has_background_plane(about, count)
-    numbers = [
-        index if has_background or 0 in about.labels else index + 1 for index in range(count)
-    ]
+    first = 0 if has_background or 0 in about.labels else 1  # the number of the first plane
     if count == 1 and about.labels:
-        numbers = [max(about.labels)]  # the only name, or the one after the background's
+        first = max(about.labels)  # the only name, or the one after the background's
     found = [
-        (box, planes[:, :, index][window][inside].mean(), numbers[index], inside)
+        (box, planes[:, :, index][window][inside].mean(), index + first, inside)
         for index in range(1 if has_background else 0, count)
         for box, window, inside in find_regions(planes[:, :, index] >= limit)
     ]

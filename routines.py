@@ -1483,19 +1483,20 @@ def match_outputs(
         own = next(
             (rename.get(name, name) for name in names if rename.get(name, name) in outputs), None
         )
-        if own is None and not may_lack:
+        if own is None and may_lack:
+            continue
+        if own is None:
             raise ValueError(
                 f"no output for {names[0]} of family {kind.name}, which needs {show_layout(kind)}; "
                 f'write "outputs": {{"{names[0]}": "..."}}'
             )
-        has_rank = own is not None and outputs[own].shape is not None
-        if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
+        has_rank = outputs[own].shape is not None
+        if not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
                 f"family {kind.name} needs {show_layout(kind)}; {own} is {outputs[own].text} of "
                 f'{type_name(outputs[own].dtype)}: write "outputs": {{"{names[0]}": "..."}}'
             )
-        if own is not None:
-            found[names[0]] = own
+        found[names[0]] = own
     return found
 
 

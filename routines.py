@@ -2384,7 +2384,7 @@ def segmentation_numbers(about: About) -> range | None:
 def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO's segmenters: [4 + C + P, N] and P planes, which each row adds up to a mask."""
     planes, rows = outputs["prototypes"], yolo_rows(outputs["predictions"], about)
-    axis = prototype_axis(dataclasses.replace(about, size=about.shown), planes.shape, rows.shape[1])
+    axis = prototype_axis(about, planes.shape, rows.shape[1])
     if axis is None:
         raise OutputError(f"prototypes {list(planes.shape)} may lie first or last: {PLANES}")
     planes = np.moveaxis(planes, axis, 0)  # [P, h, w]

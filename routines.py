@@ -3700,14 +3700,9 @@ def present(
     annotations = to_annotations(tensors, width, height)
     if form in ("png", "jpeg"):
         return draw_annotations(image, annotations, form)
-    return {
-        **(
-            to_coco(annotations, width, height, labels)
-            if form == "coco"
-            else {"predictions": annotations}
-        ),
-        **answer,
-    }
+    if form == "coco":
+        return {**to_coco(annotations, width, height, labels), **answer}
+    return {"predictions": annotations, **answer}
 
 
 COLOURS = (

@@ -1318,7 +1318,9 @@ class About:
         return self.outputs[slot].made_by
 
     def shape(self, slot: str) -> tuple[int | None, ...]:
-        """The shape of an output without the batch dimension; () if unknown."""
+        """The shape of an output without the batch dimension; () if unknown, which it never is for
+        a family that is not recognised by names.
+        """
         return (self.outputs[slot].shape or ())[1:]
 
     def activate(self, values: np.ndarray) -> np.ndarray:
@@ -1481,19 +1483,20 @@ def match_outputs(
         own = next(
             (rename.get(name, name) for name in names if rename.get(name, name) in outputs), None
         )
-        if own is None and not may_lack:
+        if own is None and may_lack:
+            continue
+        if own is None:
             raise ValueError(
                 f"no output for {names[0]} of family {kind.name}, which needs {show_layout(kind)}; "
                 f'write "outputs": {{"{names[0]}": "..."}}'
             )
-        has_rank = own is not None and outputs[own].shape is not None
-        if own is not None and not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
+        has_rank = outputs[own].shape is not None
+        if not fits(outputs[own], pattern, sizes, kind.is_named or has_rank):
             raise ValueError(
                 f"family {kind.name} needs {show_layout(kind)}; {own} is {outputs[own].text} of "
                 f'{type_name(outputs[own].dtype)}: write "outputs": {{"{names[0]}": "..."}}'
             )
-        if own is not None:
-            found[names[0]] = own
+        found[names[0]] = own
     return found
 
 
@@ -1579,7 +1582,7 @@ def suggest_lines(kinds: Mapping[str, Family], about: About) -> list[str]:
             slot: [name for name, one in rest.items() if fits(one, pattern, dict(sizes), False)]
             for slot, pattern in lacks.items()
         }
-        if lacks and (there or len(slots) == 1) and all(fitting.values()) and rest:
+        if lacks and (there or len(slots) == 1) and all(fitting.values()):
             ranked.append((-len(there), suggest_line(kind, about, fitting)))
     return [line for _, line in sorted(ranked, key=lambda each: each[0]) if line][:MOST_LINES]
 
@@ -1885,9 +1888,11 @@ def clip_boxes(tensors: Tensors, boxes: np.ndarray) -> Tensors:
     clipped = np.clip(boxes, 0, 1)
     tensors = {**tensors, "boxes": clipped.astype(np.float32)}
     if "masks" in tensors:
-        masks = tensors["masks"]
-        cut = [cut_mask(*each) for each in zip(masks, boxes, clipped)]
-        tensors["masks"] = np.array(cut, np.float32).reshape(masks.shape)
+        masks, size = tensors["masks"].astype(np.float32), np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        cut = (clipped != boxes).any(axis=1) & size.all(axis=1)
+        parts = (clipped[cut] - np.tile(boxes[cut, :2], 2)) / size[cut]  # 0..1 of the whole box
+        masks[cut] = sample_masks(masks[cut], parts, masks.shape[1:])
+        tensors["masks"] = masks
     return keep(tensors, (clipped[:, 2:] > clipped[:, :2]).all(axis=1))
 
 
@@ -2237,7 +2242,7 @@ def has_columns_first(shape: tuple[int | None, ...], size: tuple[int, int]) -> b
 def yolo_columns(about: About) -> int | None:
     """How many numbers YOLO has for each box, 4 + C; None if unknown."""
     shape = about.shape("predictions")
-    if None in shape or len(shape) != 2 or about.size is None:
+    if None in shape or about.size is None:
         known = [size for size in shape if size is not None]
         return known[0] if len(known) == 1 else None
     return shape[0] if has_columns_first(shape, about.size) else shape[1]
@@ -2267,8 +2272,8 @@ def yolo(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
 
 
 def yolov5_numbers(about: About) -> range | None:
-    columns = about.shape("predictions")[1:]
-    return range(max(0, columns[0] - 5)) if columns and columns[0] else None
+    _, columns = about.shape("predictions")
+    return range(max(0, columns - 5)) if columns else None
 
 
 def is_yolov5(about: About) -> str:
@@ -2346,7 +2351,7 @@ def check_prototypes(about: About) -> str:
     axis is found when a picture has been run.
     """
     shape, columns = about.shape("prototypes"), yolo_columns(about)
-    if len(shape) != 3 or about.size is None and about.planes is None:
+    if about.size is None and about.planes is None:
         return ""
     axis = prototype_axis(about, shape, columns)
     if axis is None:
@@ -2358,7 +2363,7 @@ def check_prototypes(about: About) -> str:
 
 def segmentation_numbers(about: About) -> range | None:
     shape, columns = about.shape("prototypes"), yolo_columns(about)
-    if len(shape) != 3 or columns is None or about.size is None:
+    if columns is None or about.size is None:
         return None
     axis = prototype_axis(about, shape, columns)
     count = None if axis is None else shape[axis]
@@ -2379,7 +2384,7 @@ def segmentation_numbers(about: About) -> range | None:
 def yolo_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """YOLO's segmenters: [4 + C + P, N] and P planes, which each row adds up to a mask."""
     planes, rows = outputs["prototypes"], yolo_rows(outputs["predictions"], about)
-    axis = prototype_axis(dataclasses.replace(about, size=about.shown), planes.shape, rows.shape[1])
+    axis = prototype_axis(about, planes.shape, rows.shape[1])
     if axis is None:
         raise OutputError(f"prototypes {list(planes.shape)} may lie first or last: {PLANES}")
     planes = np.moveaxis(planes, axis, 0)  # [P, h, w]
@@ -2444,8 +2449,8 @@ def is_detector(about: About) -> str:
 
 
 def has_seven_columns(about: About) -> str:
-    columns = about.shape("output")[1:]
-    return "family detector has rows of 7 columns or more" if (*columns, 7)[0] in range(7) else ""
+    is_short = about.shape("output")[1] in range(7)
+    return "family detector has rows of 7 columns or more" if is_short else ""
 
 
 @family(
@@ -2699,13 +2704,11 @@ def find_planes_regions(planes: np.ndarray, about: About) -> Tensors:
     """The regions of each of the planes [H, W, C] by itself, from the threshold on."""
     count, limit = planes.shape[2], 0.5 if about.threshold is None else about.threshold
     has_background = has_background_plane(about, count)
-    numbers = [
-        index if has_background or 0 in about.labels else index + 1 for index in range(count)
-    ]
+    first = 0 if has_background or 0 in about.labels else 1  # the number of the first plane
     if count == 1 and about.labels:
-        numbers = [max(about.labels)]  # the only name, or the one after the background's
+        first = max(about.labels)  # the only name, or the one after the background's
     found = [
-        (box, planes[:, :, index][window][inside].mean(), numbers[index], inside)
+        (box, planes[:, :, index][window][inside].mean(), index + first, inside)
         for index in range(1 if has_background else 0, count)
         for box, window, inside in find_regions(planes[:, :, index] >= limit)
     ]
@@ -2730,11 +2733,11 @@ SHARES = (1, 2, 4, 8, 16)  # the input's sides divided by these may be the plane
 
 def find_rows(about: About, shares: Iterable[int] = SHARES) -> tuple[int, int] | None:
     """Height and width of planes [h * w, C], found by the input's size; None if nothing fits."""
-    rows = about.shape("planes")[:1]
-    if not rows or rows[0] is None or about.size is None:
+    rows, _ = about.shape("planes")
+    if rows is None or about.size is None:
         return None
     sizes = [(about.size[0] // share, about.size[1] // share) for share in shares]
-    return next((size for size in sizes if math.prod(size) == rows[0]), None)
+    return next((size for size in sizes if math.prod(size) == rows), None)
 
 
 def unfold(about: About, size: tuple[int, int]) -> About:
@@ -2770,8 +2773,7 @@ def check_flat(about: About) -> str:
 def flat_segmentation(outputs: Mapping[str, np.ndarray], about: About) -> Tensors:
     """Class planes of which the pixels lie in rows, [H * W, C]: their regions."""
     size = find_rows(about)
-    if size is None:
-        raise OutputError(f"planes {list(outputs['planes'].shape)}: {check_flat(about)}")
+    assert size is not None  # as `check_flat` has found
     planes = outputs["planes"].reshape(*size, -1)
     return segmentation({"planes": planes}, unfold(about, size))
 
@@ -2855,7 +2857,7 @@ def is_classifier(about: About) -> str:
             f"{unknown_activation(about, 'probabilities')}: an embedding or a regression is no "
             f"classifier; for a classifier write {WAYS}"
         )
-    count = (about.shape("probabilities") or (None,))[0] or 1
+    count = about.shape("probabilities")[0] or 1
     is_sigmoid = about.made_by("probabilities") == "Sigmoid" and about.activation is None
     may_be_places = count % 2 == 0 or count > 3 and count % 3 == 0
     if is_sigmoid and may_be_places and not about.labels:
@@ -2868,7 +2870,7 @@ def is_classifier(about: About) -> str:
 
 def check_classes(about: About) -> str:
     """What is wrong with a classifier's number of outputs beside the label map's ids, or ""."""
-    (count,) = about.shape("probabilities") or (None,)
+    (count,) = about.shape("probabilities")
     if count is None or count == 1:
         return check_count(about, count)
     first = first_class(about)
@@ -3698,14 +3700,9 @@ def present(
     annotations = to_annotations(tensors, width, height)
     if form in ("png", "jpeg"):
         return draw_annotations(image, annotations, form)
-    return {
-        **(
-            to_coco(annotations, width, height, labels)
-            if form == "coco"
-            else {"predictions": annotations}
-        ),
-        **answer,
-    }
+    if form == "coco":
+        return {**to_coco(annotations, width, height, labels), **answer}
+    return {"predictions": annotations, **answer}
 
 
 COLOURS = (
@@ -3736,8 +3733,8 @@ def draw_annotations(
     thick = max(1, round(side / (350 if len(annotations) <= 50 else 500)))
     for annotation in reversed(annotations):  # the best is drawn last, on top
         draw_shape(canvas, annotation, thick)
-    labels = draw_labels(annotations, max(11, round(side / 40)))
-    for label, (left, top) in place_labels(labels, annotations, width, height, thick):
+    size = max(11, round(side / 40))
+    for label, (left, top) in place_labels(annotations, size, width, height, thick):
         part = canvas[top : top + label.shape[0], left : left + label.shape[1]]
         part[:] = label[: part.shape[0], : part.shape[1]]
     return encode(canvas, ".jpg" if kind == "jpeg" else ".png", "drawn")
@@ -3779,13 +3776,8 @@ MOST_LABELS, MOST_CLASSES = 300, 5  # names of boxes; lines of a classifier
 MOST_LETTERS = 40
 
 
-def draw_labels(annotations: Sequence[Mapping[str, Any]], size: int) -> Iterator[np.ndarray]:
-    """The labels of the best annotations, uint8 RGB [h, w, 3], with letters `size` pixels high."""
-    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
-    return (draw_label(annotation, size) for annotation in annotations[:most])
-
-
 def draw_label(annotation: Mapping[str, Any], size: int) -> np.ndarray:
+    """An annotation's label, uint8 RGB [h, w, 3], with letters `size` pixels high."""
     colour, name = colour_of(annotation), str(annotation["tag"]["name"])
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
     if len(name) > MOST_LETTERS:
@@ -3852,19 +3844,17 @@ def draw_opencv(
 
 
 def place_labels(
-    labels: Iterable[np.ndarray],
-    annotations: Sequence[Mapping[str, Any]],
-    width: int,
-    height: int,
-    thick: int,
+    annotations: Sequence[Mapping[str, Any]], size: int, width: int, height: int, thick: int
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Each label that there is room for, with its left and top; the most confident come first.
 
     Labels do not overlap, and together cover at most LABEL_SHARE of the picture, or one label.
     """
+    most = MOST_LABELS if annotations and annotations[0]["bound"] else MOST_CLASSES
     taken: list[tuple[int, int, int, int]] = []
     left_over = LABEL_SHARE * width * height
-    for index, (label, annotation) in enumerate(zip(labels, annotations)):
+    for index, annotation in enumerate(annotations[:most]):
+        label = draw_label(annotation, size)
         tall, wide = label.shape[:2]
         left_over -= tall * wide
         if index and left_over < 0:
@@ -4087,15 +4077,6 @@ def place(tensors: Tensors, region: Region) -> Tensors:
     return clip_boxes(tensors, place_boxes(tensors["boxes"].astype(np.float64), np.array(region)))
 
 
-def cut_mask(mask: np.ndarray, box: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Cut a mask [mh, mw] relative to `box` to a mask relative to `part`, a part of that box."""
-    size = np.tile(box[2:] - box[:2], 2)
-    if (box == part).all() or not size.all():
-        return mask
-    within = (part - np.tile(box[:2], 2)) / size
-    return sample_masks(mask[np.newaxis], within[np.newaxis], mask.shape)[0]
-
-
 def letterbox(
     image: np.ndarray, width: int, height: int, padding: Sequence[float]
 ) -> tuple[np.ndarray, Region]:
@@ -4126,16 +4107,16 @@ def cut_middle(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 class PictureInput:
     """How a model takes pictures: its input's name and dtype, and how a picture is converted to it.
 
-    A string input has an empty `layout` and `rank` dimensions. `joins` says whether one call takes
+    A string input has `rank` dimensions in place of a `layout`. `joins` says whether one call takes
     several pictures.
     """
 
     name: str
     dtype: str
-    rank: int
     joins: bool
     form: str = "pixels"  # or encoded, example
     feature: str = ""
+    rank: int = 0
     layout: str = ""
     height: int | None = None
     width: int | None = None
@@ -4254,7 +4235,6 @@ def read_pixel_input(name: str, dtype: str, shape: Shape, options: InputOptions)
     return PictureInput(
         name,
         dtype,
-        len(layout),
         joins=layout.startswith("N") and sizes["N"] is None,
         layout=layout,
         height=sizes["H"],
@@ -4303,7 +4283,7 @@ def read_text_input(
         )
     rank = 1 if shape is None else len(shape)
     joins = rank > 0 and (shape is None or shape[0] is None)
-    return PictureInput(name, "DT_STRING", rank, joins, form, options.example_feature)
+    return PictureInput(name, "DT_STRING", joins, form, options.example_feature, rank)
 
 
 DECODERS = re.compile("Decode(AndCrop)?(Jpeg|Png|Bmp|Gif|WebP|Image)")
@@ -4459,13 +4439,6 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shown = read_input(self.inputs, self.options, self.operations)
-        if self.family is not None and self.family not in self.families:
-            known = ", ".join(self.families)
-            raise ValueError(f"family: expected one of {known}, got '{self.family}'")
-        self.settle_outputs()
-
-    def settle_outputs(self) -> None:
-        """Find the family of the outputs, and everything that its reader needs to know."""
         height, width = self.shown.height, self.shown.width
         about = About(
             {
@@ -4491,13 +4464,9 @@ class ImageModel:
     @property
     def joins(self) -> bool:
         """Whether one call takes several pictures, with one row of each output per picture."""
-        shapes = {name: known[1] and drop_ones(known[1]) for name, known in self.outputs.items()}
-        ranks = {names[0]: rank_of(pattern) + 1 for names, _, pattern in self.kind.slots()}
-        return (
-            self.shown.joins
-            and all(shape and shape[0] is None for shape in shapes.values())
-            and all(len(shapes[own] or ()) == ranks[slot] for slot, own in self.about.own.items())
-        )
+        shapes = [shape for _, shape, *_ in self.outputs.values()]
+        shapes += [known.shape for known in self.about.outputs.values()]  # 1 first: has no batch
+        return self.shown.joins and all(shape and shape[0] is None for shape in shapes)
 
     def shown_size(self, image: np.ndarray) -> tuple[int, int]:
         """Height and width of a picture as it is fed to the model."""

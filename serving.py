@@ -4292,8 +4292,22 @@ def read_signatures(folder: Path, tags: Sequence[str]) -> dict[str, Signature]:
 
     Raises whatever reading its file raises.
     """
+    return signatures_of(read_graph(folder, tags), folder)
+
+
+def read_graph(folder: Path, tags: Sequence[str]) -> Any:
+    """Read the MetaGraphDef with just these tags from a SavedModel's file.
+
+    Raises whatever reading its file raises.
+    """
     tensorflow()
-    graph = find_graph(read_graphs(folder), tags)
+    return find_graph(read_graphs(folder), tags)
+
+
+def signatures_of(graph: Any, folder: Path) -> dict[str, Signature]:
+    """The signatures of a SavedModel's MetaGraphDef, in which their tensors are renamed, and what
+    its graph tells of them.
+    """
     definitions = dict(graph.signature_def)
     rename_tensors(definitions, folder)
     signatures = {name: read_signature(one) for name, one in definitions.items()}
@@ -6938,7 +6952,6 @@ def picture_input(spec: Any) -> Any:
     return routines.PictureInput(
         spec.name,
         "DT_UINT8",
-        len(layout),
         joins=True,
         layout=layout,
         height=sizes["H"],

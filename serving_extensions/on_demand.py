@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -45,17 +45,15 @@ from .core import (
     contents,
     describe,
     explain_folder,
-    find_graph,
     fingerprint,
     is_saved_model,
     log_safely,
     paths_below,
-    read_graphs,
-    read_signatures,
-    rename_tensors,
+    read_graph,
     reply,
     route,
     settle_garbage,
+    signatures_of,
     start_thread,
     tensorflow,
 )
@@ -81,10 +79,9 @@ class OnDemand(Servable):
         graphs = [contents(fingerprint(path)) for path in folder.glob("saved_model.pb*")]
         self.files = {status for graph in graphs for status in graph}
         self.declared = set(contents(fingerprint(folder)))  # with these, a reload sees no change
-        definitions = read_definitions(folder, config.tags)
-        rename_tensors(definitions, folder)
-        metadata = describe(definitions)
-        signatures = read_signatures(folder, config.tags)
+        graph = read_graph(folder, config.tags)
+        signatures = signatures_of(graph, folder)
+        metadata = describe(graph.signature_def)
         super().__init__(signatures, metadata=metadata, close=self.forget)
         self.residency, self.folder, self.config = residency, folder, config
         self.request = request.with_config(load="eager")
@@ -131,12 +128,6 @@ def version_of(folder: Path, config: ModelConfig) -> int:
     """
     number = re.match(r"[0-9]+(?=-|$)", folder.name)
     return int(number[0]) if number and folder != Path(config.base_path) else 1
-
-
-def read_definitions(folder: Path, tags: Sequence[str]) -> dict[str, Any]:
-    """The SignatureDefs of a SavedModel, by name, read from its file."""
-    tensorflow()
-    return dict(find_graph(read_graphs(folder), tags).signature_def)
 
 
 class Residency:

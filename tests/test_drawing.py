@@ -111,8 +111,7 @@ def spread(count, low, high, seed=0):
 
 
 def placed(annotations, width, height):
-    labels = routines.draw_labels(annotations, 14)
-    places = routines.place_labels(labels, annotations, width, height, 1)
+    places = routines.place_labels(annotations, 14, width, height, 1)
     return [
         (left, top, left + label.shape[1], top + label.shape[0]) for label, (left, top) in places
     ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -249,9 +250,9 @@ def request(name, **fields):
 
 def fake(monkeypatch, load, names, budget=None, size=10 * MB, **fields):
     """Entries of a residency whose models are made by `load(name)`, each of `size` bytes."""
-    monkeypatch.setattr(on_demand, "read_definitions", lambda folder, tags: {})
-    monkeypatch.setattr(on_demand, "read_signatures", lambda folder, tags: {})
-    monkeypatch.setattr(on_demand, "rename_tensors", lambda definitions, folder: {})
+    graph = types.SimpleNamespace(signature_def={})
+    monkeypatch.setattr(on_demand, "read_graph", lambda folder, tags: graph)
+    monkeypatch.setattr(on_demand, "signatures_of", lambda graph, folder: {})
     monkeypatch.setattr(on_demand, "describe", lambda definitions: {"signature_def": {}})
     monkeypatch.setattr(on_demand, "size_of", lambda folder: size)
     monkeypatch.setattr(on_demand, "memory_now", lambda: 0)

@@ -2828,6 +2828,8 @@ def find_regions(plane: np.ndarray) -> Iterator[tuple]:
     """Connected regions of a bool plane: the box in pixels, its slices of the plane, and the bool
     mask within these.
     """
+    if not plane.size:  # OpenCV 5 would end the process
+        return
     count, regions, stats, _ = cv2.connectedComponentsWithStats(
         plane.astype(np.uint8), connectivity=8
     )

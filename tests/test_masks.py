@@ -210,6 +210,12 @@ def segmenter(side):
     return routines.ImageModel(inputs, {"mask": ("DT_FLOAT", (None, side, side, 1), "Sigmoid")})
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 1), (5, 0, 1), (0, 0, 1)])
+def test_planes_without_pixels_have_no_regions(shape):
+    found = segmenter(8).read({"mask": np.zeros((1, *shape), np.float32)})
+    assert len(found["scores"]) == 0
+
+
 def thin(name, side=200):
     """A mask [200, 200] of something thin or with a hole, as a model answers it for each pixel."""
     mask = np.zeros((side, side), np.uint8)

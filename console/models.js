@@ -109,17 +109,18 @@ const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", 
 // --- reload ---
 
 async function preview(plan) {
-	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
-	const lines = tellPlan(found), close = () => (plan.hidden = true);
-	fill(plan, make("h2", "What a reload would change"),
-		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing would change."),
+	const close = () => (plan.hidden = true);
+	close(); // what was told before says nothing of this
+	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"}), lines = tellPlan(found);
+	const changes = lines.length > 0 && make("ul", lines.map((line) => make("li", line)));
+	fill(plan, make("h2", "What a reload would change"), changes || make("p", "Nothing would change."),
 		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
-		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main"}), button("Cancel", close)));
+		bar(button("Reload now", () => attempt(() => reload(plan, changes, close)), {className: "main"}), button("Cancel", close)));
 	plan.hidden = false;
 	$(".main", plan).focus();
 }
 
-const said = (value) => (value == null ? "none" : JSON.stringify(value));
+const said = (value) => (value == null ? "none" : JSON.stringify(value, (_, one) => one ?? undefined)); // without what is not set
 const tellOption = (one) => (typeof one === "string" ? one : `${one.option} ${said(one.from)} → ${said(one.to)}${one.restart ? " (needs a restart)" : ""}`);
 
 function tellPlan(plan) {
@@ -128,7 +129,7 @@ function tellPlan(plan) {
 		for (const how of ["added", "removed"]) for (const name of plan[section][how]) lines.push(`${title} ${name}: ${how}`);
 		for (const {name, options} of plan[section].changed) lines.push(`${title} ${name}: ${options.map(tellOption).join(", ")}`);
 	}
-	const words = {load: "would be loaded", reload: "would be loaded anew", unload: "would be unloaded"};
+	const words = {load: "loaded", reload: "loaded anew", unload: "unloaded"};
 	for (const one of plan.models.versions) {
 		for (const [verb, text] of Object.entries(words)) if (one[verb].length) lines.push(`Model ${one.model}: version${one[verb].length > 1 ? "s" : ""} ${one[verb].join(", ")} ${text}`);
 	}
@@ -139,21 +140,22 @@ function tellPlan(plan) {
 
 const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
 
-/** Reload; then show which versions changed state, and the server's answer. */
-async function reload(plan, close) {
+/** Reload; then show the `changes` that were asked for, which versions changed state, and the server's answer. */
+async function reload(plan, changes, close) {
 	$(".main", plan).disabled = true;
-	const before = statesIn(await askJson("v1/config")), told = [];
-	const answer = textBlock("The server's answer");
+	const before = statesIn(await askJson("v1/config")), answer = textBlock("The server's answer");
+	let title = "What the reload changed", told;
 	try {
 		const response = await ask("v1/config/reload", {method: "POST"});
 		answer.tell(await response.json());
-		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Nothing had changed."));
+		told = changes || make("p", response.status === 201 ? "Something was read or loaded anew." : "Nothing had changed.");
 	} catch (error) {
-		told.push(make("p.error", {role: "alert"}, error.message));
+		title = "What the reload was asked for";
+		told = [make("p.error", {role: "alert"}, error.message), changes];
 	}
 	const after = statesIn(await askJson("v1/config"));
 	const rows = Object.keys({...before, ...after}).filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version changed its state."),
+	fill(plan, make("h2", title), told, rows.length > 0 && table(["Version", "Before", "Now"], rows, "What has changed"),
 		!answer.hidden && details("The server's answer", answer), bar(button("Close", close)));
 	await refresh();
 }

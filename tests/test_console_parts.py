@@ -260,6 +260,36 @@ def test_the_link_of_a_server_of_models_alone_opens_its_page(browser, site, caps
     server.stop()
 
 
+RELOAD = "section[aria-label=Reload]"
+
+
+def test_a_reload_with_an_error_tells_what_was_asked_for_and_the_next_one_nothing_of_it(page, site):
+    browser = page("models")
+    wait(browser, "document.querySelector('.cards .card')")
+    policy = {"all": {}}
+    site.config["model_config_list"][2]["config"] |= {
+        "version_labels": {"x": 1},
+        "model_version_policy": policy,
+    }
+    site.config["handlers"].append({"path": "/new", "function": "echo.py:handle"})
+    site.write()
+    click(browser, "#reload")
+    wait(browser, f"document.querySelector('{RELOAD}').innerText")
+    lines = ("Handler /new: added", 'version_labels {} → {"x":1}', '→ {"all":{}}')
+    assert all(line in text_of(browser, RELOAD) for line in lines)
+    click(browser, f"{RELOAD} .main")
+    wait(browser, f"document.querySelector('{RELOAD} [role=alert]')")
+    shown = text_of(browser, RELOAD)
+    assert "What the reload was asked for" in shown and "broken" in shown
+    assert all(line in shown for line in lines)
+    assert site.get("v1/models/shapes/labels/x")["model_version_status"]  # it is in force
+    site.path.write_text("{")
+    click(browser, "#reload")
+    wait(browser, "document.querySelector('#error').innerText")
+    assert browser.execute_script(f"return document.querySelector('{RELOAD}').hidden")
+    site.write()
+
+
 def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(page, site):
     browser = page("models")
     wait(browser, "document.querySelector('.cards .card')")
@@ -269,7 +299,7 @@ def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(pag
     site.write()
     click(browser, "#reload")
     shown = wait(browser, "document.querySelector('section[aria-label=Reload]').innerText")
-    for line in ("Model new: added", "Model broken: removed", "versions 13, 15 would be loaded"):
+    for line in ("Model new: added", "Model broken: removed", "versions 13, 15 loaded"):
         assert line in shown
     assert "new" not in [one["name"] for one in site.get("v1/models")["models"]]
     click(browser, "section[aria-label=Reload] .main")
@@ -278,7 +308,7 @@ def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(pag
         "document.querySelector('section[aria-label=Reload] h2')?.textContent == 'What the reload changed'",
     )
     shown = text_of(browser, "section[aria-label=Reload]")
-    assert "new, version 13" in shown and "AVAILABLE" in shown
+    assert "new, version 13" in shown and "AVAILABLE" in shown and "Model new: added" in shown
     states = site.get("v1/models/new")["model_version_status"]
     assert [one["state"] for one in states] == ["AVAILABLE", "AVAILABLE"]
     wait(

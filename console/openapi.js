@@ -51,7 +51,7 @@ class Operation {
 
 	field(parameter) {
 		const {schema = {}, name, required, description} = parameter, {example, enum: values} = follow(this.api, schema);
-		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {value: required ? parameter.example ?? example : null, placeholder: description});
+		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {required, value: required ? parameter.example ?? example : null, placeholder: description});
 		this.fields.push({parameter, input});
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
@@ -101,6 +101,7 @@ class Operation {
 	}
 
 	async send() {
+		if (!this.fields.every(({input}) => input.reportValidity())) return;
 		this.answer.say("");
 		const [url, method, headers, body] = this.call;
 		const found = await this.caller.run((signal) => ask(url, {page: false, method, headers, body, signal}));

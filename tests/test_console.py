@@ -2143,6 +2143,23 @@ def test_the_api_page_lists_every_operation_and_tries_it(page):
     page.says('"live"')
 
 
+def test_the_api_page_sends_nothing_while_a_needed_field_is_empty(page):
+    page.open("connect/api").hold("/v1/models/")
+    page.wait("document.querySelectorAll('details.card').length")
+    page.type("#main input[type=search]", "get /v1/models/{model}/metadata")
+    shown = "details.card:not([hidden])"
+    page.js(f"document.querySelector('{shown}').open = true")
+    page.click("Try it", shown)
+    field = f"{shown} .fields input"
+    assert page.js(f"return document.querySelector('{field}').matches(':invalid:focus')")
+    assert page.js("return window.asked") == []
+    page.type(field, "table")
+    page.click("Try it", shown)
+    page.wait("window.asked.length")
+    page.js("window.release()")
+    page.says("200 application/json")
+
+
 # --- as a whole ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The page's Watch, Models and Inbox in Chromium: what they show is what the server says, and what they do is done there."""
 
+import io
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import time
 import pytest
 import requests
 from conftest import ROOT, bearer, key_entry, listening, listening_app, wait
+from PIL import Image
 from pycocotools.coco import COCO
 
 import serving
@@ -608,6 +610,38 @@ def test_buttons_accept_and_the_filter_shows_what_is_left(inbox, site):
         "const list = document.querySelectorAll('select')[1]; list.value = 'accepted'; list.onchange()"
     )
     wait(inbox, f"{SCORES}.length == 1")
+
+
+def test_who_chooses_what_is_shown_by_pointer_judges_by_keys_at_once(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-large canvas')")
+    shown = "document.querySelectorAll('select')[1]"
+    ActionChains(inbox).click(inbox.execute_script(f"return {shown}")).perform()
+    inbox.execute_script(f"{shown}.value = 'none'; {shown}.onchange()")
+    type_keys(inbox, "a")
+    wait(inbox, "document.querySelector('#main p[role=status]').textContent.includes('1 accepted')")
+    assert inbox.execute_script(f"return {shown}.value") == "none"
+    inbox.execute_script(f"{shown}.focus()")
+    type_keys(inbox, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ARROW_UP)
+    assert inbox.execute_script(f"return document.activeElement == {shown} && {shown}.value == 'all'")
+
+
+def test_labels_leave_some_of_a_small_picture_free(inbox, site):
+    white = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(white, "png")
+    wait(inbox, "document.querySelector('ul.gallery button[aria-pressed=true]')")
+    inbox.execute_script(
+        """const real = window.fetch; window.fetch = (...of) => !String(of[0]).includes('?side=') ? real(...of)
+        : Promise.resolve(new Response(new Uint8Array(arguments[0])));""",
+        list(white.getvalue()),
+    )
+    type_keys(inbox, Keys.ARROW_RIGHT)
+    drawn = "document.querySelector('#inbox-large canvas')"
+    wait(inbox, f"{drawn}?.width == 320 && {drawn}.height == 320")
+    free = inbox.execute_script(
+        f"""const all = {drawn}.getContext('2d').getImageData(0, 0, 320, 320).data;
+        return all.filter((value) => value == 255).length / all.length;"""
+    )
+    assert free > 0.5
 
 
 def test_coco_of_the_accepted_is_saved(inbox, site, tmp_path):

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {$, bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
+import {$, bar, button, bytes, dot, duration, fill, fits, link, make, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
@@ -138,24 +138,26 @@ function tellPlan(plan) {
 	return lines;
 }
 
-const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
+/** The state of each version, as the server tells it now. */
+async function readStates() {
+	await refresh();
+	return Object.fromEntries(catalogue.models.flatMap(({name, versions: all}) => all.map(({version, state, status}) => [`${name}, version ${version}`, `${state} ${status.error_message}`])));
+}
 
-/** Reload; then show the `changes` that were asked for, which versions changed state, and the server's answer. */
+/** Reload; then show the `changes` that were asked for, and which versions changed state. */
 async function reload(plan, changes, close) {
 	$(".main", plan).disabled = true;
-	const before = statesIn(await askJson("v1/config")), answer = textBlock("The server's answer");
+	const before = await readStates();
 	let title = "What the reload changed", told;
 	try {
-		const response = await ask("v1/config/reload", {method: "POST"});
-		answer.tell(await response.json());
-		told = changes || make("p", response.status === 201 ? "Something was read or loaded anew." : "Nothing had changed.");
+		const {status} = await ask("v1/config/reload", {method: "POST"});
+		told = changes || make("p", status === 201 ? "Something was read or loaded anew." : "Nothing had changed.");
 	} catch (error) {
 		title = "What the reload was asked for";
 		told = [make("p.error", {role: "alert"}, error.message), changes];
 	}
-	const after = statesIn(await askJson("v1/config"));
+	const after = await readStates();
 	const rows = Object.keys({...before, ...after}).filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
 	fill(plan, make("h2", title), told, rows.length > 0 && table(["Version", "Before", "Now"], rows, "What has changed"),
-		!answer.hidden && details("The server's answer", answer), bar(button("Close", close)));
-	await refresh();
+		bar(button("Close", close)));
 }

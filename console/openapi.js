@@ -50,8 +50,8 @@ class Operation {
 	}
 
 	field(parameter) {
-		const {schema = {}, name, required, description} = parameter, {example, enum: values} = follow(this.api, schema);
-		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {required, value: required ? parameter.example ?? example : null, placeholder: description});
+		const {name, required, description, schema: {enum: values}} = parameter;
+		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {required, placeholder: description});
 		this.fields.push({parameter, input});
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
@@ -83,7 +83,7 @@ class Operation {
 
 	/** The filled-in URL, method, headers and body. */
 	get call() {
-		let url = this.url.replace(/^\//, ""), body;
+		let url = this.url.slice(1), body;
 		const query = new URLSearchParams(), headers = {};
 		for (const {parameter, input} of this.fields) {
 			if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));

@@ -1878,8 +1878,7 @@ def test_a_part_that_is_opened_while_the_server_is_gone_says_so_and_comes_when_i
             page.js("return document.querySelector('nav [aria-current]').textContent") == "Models"
         )
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
-    page.click("Try again")
-    page.wait("document.querySelector('.cards .card')")
+    page.wait("document.querySelector('.cards .card')")  # without a press of Try again
     assert page.text("#error") == ""
 
 
@@ -2020,6 +2019,16 @@ def test_connect_has_the_address_and_code_in_every_language(page, part, call, cl
         assert f"{page.address}/" in code or f'"{page.address[7:].split(":")[0]}' in code, code
     options = "return [...document.querySelectorAll('#target optgroup')].map((one) => one.label)"
     assert page.js(options) == ["Pictures", "Models", "Pipelines", "Handlers"]
+
+
+def test_connect_tells_why_there_is_no_code_and_offers_none_to_save(page):
+    page.open("connect/models/broken")
+    page.says("Servable not found for request: Latest(broken)", "#main .code .error")
+    assert not page.js("return document.querySelector('#main .code .block').checkVisibility()")
+    assert "Save it as" not in page.text()
+    page.go("connect/models/table")
+    page.says("Save it as", "#main .code .soft")
+    page.says("curl", CODE)
 
 
 def test_connect_says_where_nothing_is_called_so(page):

@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {$, bar, bitmapOf, button, clamp, download, draw, fill, make, range, select, several, status} from "./dom.js";
+import {$, bar, bitmapOf, button, clamp, download, draw, fill, make, range, select, several, show as say, status} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -72,7 +72,7 @@ class Inbox {
 		this.mark(held);
 	}
 
-	/** Keys judge at once after a choice by pointer; who chooses by keyboard stays on the list. */
+	/** After a choice by pointer, keys judge; by keyboard, the list keeps the focus. */
 	look(changed) {
 		Object.assign(this, changed).draw();
 		this.mark(!this.typed);
@@ -91,7 +91,7 @@ class Inbox {
 		return row;
 	}
 
-	/** A small picture is enlarged, so that labels leave some of it free. */
+	/** Small pictures are enlarged: labels need room. */
 	async paintOf(one, side) {
 		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`)), {width, height} = bitmap;
 		const scale = Math.floor(SMALL / Math.max(width, height)) || 1;
@@ -195,7 +195,7 @@ class Inbox {
 		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
 		const slide = range(threshold, () => {
 			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
-			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
+			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${say((100 * kept) / scores.length, " %", 1)}). The config has ${threshold}, ${strategy}.`
 				: `No picture has been seen since the start. Later this shows how many of the last ${most.toLocaleString()} a threshold would keep.`;
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		});

@@ -6,7 +6,7 @@ import {$, bar, button, bytes, dot, duration, fill, fits, link, make, search, ta
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
-let versions = {}, ahead = 0; // /stats of each version; seconds that the server's clock is ahead of ours
+let counts = {}, ahead = 0; // /stats of each version and handler; seconds that the server's clock is ahead of ours
 const busy = new Map(); // addresses of versions -> what is being done to them
 
 export async function show(root, [only]) {
@@ -19,9 +19,7 @@ export async function show(root, [only]) {
 	const read = async () => {
 		try {
 			if (turn++ % 6 === 5) await refresh();
-			const response = await ask("stats");
-			versions = (await response.json()).versions;
-			ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
+			await readCounts();
 		} catch (error) {
 			if (error.status === 401) return false; // asking again would ask for the key again
 		}
@@ -30,6 +28,12 @@ export async function show(root, [only]) {
 	draw();
 	const ends = [onCatalogue(draw), poll(read, () => 3)];
 	return () => ends.forEach((end) => end());
+}
+
+async function readCounts() {
+	const response = await ask("stats"), {versions, groups} = await response.json();
+	counts = {...groups, ...versions};
+	ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
 }
 
 function drawAll(only, sought) {
@@ -50,21 +54,18 @@ const card = (one, kind, ...children) => make("section", {className: `card${one.
 
 function modelCard(one, kind, open) {
 	const states = one.versions ?? [], used = catalogue.deployments.filter(({model}) => model === one.name);
-	return card(one, kind, one.state === "empty" && make("p", "Its folder holds no version."),
-		facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
+	return card(one, kind, facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
 			["Nodes", one.nodes?.map(({name}) => name).join(", ")]]),
 		states.filter(({version}) => version !== "0").map((state) => versionPart(one, state)),
 		kind === "pipelines" && calls(`${one.name}/1`, []), one.state === "ready" && signature(one, states, open));
 }
 
-const calls = (name, others) => {
-	const about = versions[name];
-	return about && facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
-};
+const calls = (name, others, about = counts[name]) =>
+	about && facts([...others, ["Calls", (about.calls ?? about.requests).toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
 
 function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
-	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
+	const about = counts[`${model.name}/${version}`], demand = about?.on_demand;
 	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) && `not measured; its files have ${bytes(about.file_bytes)}`;
 	const where = `v1/models/${path(model.name)}/versions/${version}`, verb = demand?.resident ? "Free" : "Load";
 	return make("div", {"data-key": `version ${version}`},
@@ -81,7 +82,7 @@ async function act(where, verb) {
 	draw();
 	await attempt(async () => {
 		await ask(`${where}/${verb === "Free" ? "unload" : "load"}`, {method: "POST"});
-		versions = (await askJson("stats")).versions;
+		await readCounts();
 	});
 	busy.delete(where);
 	draw();
@@ -104,13 +105,13 @@ async function tellSignature(inside, address, whose) {
 		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], `Signature ${name} ${whose}`)]));
 }
 
-const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
+const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]), calls(one.path, [], counts[one.path] ?? {requests: 0}));
 
 // --- reload ---
 
 async function preview(plan) {
 	const close = () => (plan.hidden = true);
-	close(); // what was told before says nothing of this
+	close(); // what an earlier one told
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"}), lines = tellPlan(found);
 	const changes = lines.length > 0 && make("ul", lines.map((line) => make("li", line)));
 	fill(plan, make("h2", "What a reload would change"), changes || make("p", "Nothing would change."),

@@ -88,7 +88,7 @@ class Operation {
 		for (const {parameter, input} of this.fields) {
 			if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
 			else if (input.value && parameter.in === "query") query.set(parameter.name, input.value);
-			else if (input.value && parameter.in === "header") headers[parameter.name] = input.value;
+			else if (input.value) headers[parameter.name] = input.value;
 		}
 		if (this.type.startsWith("multipart/")) {
 			body = new FormData();

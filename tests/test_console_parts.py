@@ -151,7 +151,7 @@ def test_cards_tell_states_reasons_and_what_versions_cost(page, site):
         f"return getComputedStyle(document.querySelector('{card('broken')} .error')).color"
     )
     assert red in ("rgb(179, 38, 30)", "rgb(255, 138, 128)")
-    assert "holds no version" in text_of(browser, card("empty"))
+    assert "no version" in text_of(browser, card("empty"))
     cost = site.get("stats")["versions"]["half_plus_two/123"]
     shown = text_of(browser, card("half_plus_two"))
     assert f"{cost['load_seconds']:.2f} s" in shown and cost["device"] in shown
@@ -162,6 +162,12 @@ def test_cards_tell_states_reasons_and_what_versions_cost(page, site):
     wait(browser, ago)
     for name, kind in (("two_steps", "pipelines"), ("/echo", "handlers")):
         assert "ready" in text_of(browser, card(name, kind))
+    assert re.search(
+        r"Calls\s+0\s+Last used\s+not yet", text_of(browser, card("/echo", "handlers"))
+    )
+    assert requests.post(f"{site.address}/echo", "{}", headers=KEY).status_code == 200
+    handler = f"document.querySelector('{card('/echo', 'handlers')}').innerText"
+    wait(browser, f"{handler}.match(/Calls\\s+1\\s+Last used\\s+\\d+ s ago/)")
     links = "return [...document.querySelectorAll('.cards a')].map((a) => a.hash)"
     assert {"#try/models/shapes", "#try/handlers/%2Fecho", "#try/pipelines/two_steps"} <= set(
         browser.execute_script(links)
@@ -622,7 +628,9 @@ def test_who_chooses_what_is_shown_by_pointer_judges_by_keys_at_once(inbox, site
     assert inbox.execute_script(f"return {shown}.value") == "none"
     inbox.execute_script(f"{shown}.focus()")
     type_keys(inbox, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ARROW_UP)
-    assert inbox.execute_script(f"return document.activeElement == {shown} && {shown}.value == 'all'")
+    assert inbox.execute_script(
+        f"return document.activeElement == {shown} && {shown}.value == 'all'"
+    )
 
 
 def test_labels_leave_some_of_a_small_picture_free(inbox, site):
@@ -674,5 +682,5 @@ def test_the_slider_tells_how_many_of_the_last_pictures_a_threshold_keeps(inbox,
             threshold,
         )
         many = sum(score >= threshold for score in scores)
-        text = f"would keep {many} of the last {len(scores)} pictures"
+        text = f"would keep {many} of the last {len(scores)} pictures ({100 * many / len(scores):.1f} %)"
         assert text in text_of(inbox, "section[aria-label=Threshold] p")

@@ -105,7 +105,7 @@ async function tellSignature(inside, address, whose) {
 		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], `Signature ${name} ${whose}`)]));
 }
 
-const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]), calls(one.path, [], counts[one.path] ?? {requests: 0}));
+const handlerCard = (one, kind) => card(one, kind, calls(one.path, [["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]], counts[one.path] ?? {requests: 0}));
 
 // --- reload ---
 

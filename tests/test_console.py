@@ -1528,6 +1528,7 @@ def test_signatures_of_serialized_examples_begin_with_one_that_works(browser, tm
         page = Page(browser, address, tmp_path)
         for signature in ("classify", "regress"):
             page.open("try/half_plus_two", server.key)
+            page.wait("document.querySelector('#panel .body')?.value")
             page.choose("Signature", signature)
             assert "b64" in page.js("return document.querySelector('.fields textarea').value")
             page.click("Send")

@@ -89,14 +89,14 @@ function lost(error) {
 	showError("");
 	const [text, action, work] = error.status === 401 ? ["Nothing can be shown without a key, or a login on this site.", "Enter a key", changeKey] : [error.message, "Try again", start];
 	showKey();
-	fill($("#main"), make("p.empty", text, make("br"), button(action, work, {className: "main"})));
+	fill($("#main"), make("p.empty", text, make("br"), button(action, work, {id: "again", className: "main"})));
 }
 
 setInterval(() => {
 	const seconds = Math.round((Date.now() - contact.seen) / 1000);
 	$("#contact").hidden = !contact.gone;
 	$("#ago").textContent = `Last seen ${duration(seconds)} ago.`;
-	if (contact.gone && seconds % 5 === 0) refresh(AbortSignal.timeout(4000)).catch(() => {}); // it ends before the next
+	if (contact.gone && seconds % 5 === 0) refresh(AbortSignal.timeout(4000)).then(() => $("#again")?.click(), () => {}); // it ends before the next
 }, 1000);
 
 takeKeyFromAddress();

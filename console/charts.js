@@ -33,7 +33,8 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 	const stacks = stacked ? stack(rows) : rows;
 	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
 	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
-	const chart = draw("svg", {viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": describe(title, names, series, unit, digits)});
+	const chart = draw("svg", {viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img",
+		"aria-label": `${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`});
 	for (let value = 0; value <= top * 1.0001; value += step) {
 		chart.append(draw("line", {class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value)}),
 			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(6)))));
@@ -43,7 +44,7 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 		const index = Math.round(part * (count - 1));
 		chart.append(draw("text", {x: at(index), y: HIGH - 6, "text-anchor": anchor}, clock(times[index], span)));
 	}
-	const colour = (index) => colours[names[index]] ?? COLOURS[index % 20];
+	const colour = (index) => colours[names[index]] ?? COLOURS[index];
 	stacks.forEach((values, index) => {
 		const below = stacked && index ? stacks[index - 1] : values.map(() => 0);
 		for (const run of runs(values)) {
@@ -63,9 +64,6 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 	return figure;
 }
 
-const describe = (title, names, series, unit, digits) =>
-	`${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`;
-
 export function stack(rows) {
 	const sums = [];
 	return rows.map((row) => row.map((value, index) => (sums[index] = (sums[index] ?? 0) + (value ?? 0))));
@@ -83,7 +81,7 @@ function runs(values) {
 }
 
 function addTip(figure, over, textAt) {
-	const tip = make("div.tip", {hidden: true, style: "top:2.2rem"});
+	const tip = make("div.tip", {hidden: true});
 	figure.append(tip);
 	over.onpointermove = (event) => {
 		const box = over.getBoundingClientRect(), text = textAt((event.clientX - box.left) / box.width);
@@ -98,8 +96,8 @@ function addTip(figure, over, textAt) {
 export const swatch = (colour) => make("i.swatch", {style: `background:${colour}`});
 
 export function sparkline(values) {
-	const most = Math.max(1e-9, ...values.filter((one) => one != null));
-	const points = values.map((value, index) => `${(index * 90) / (values.length - 1)},${22 - (20 * (value ?? 0)) / most}`).join(" ");
+	const most = Math.max(1e-9, ...values);
+	const points = values.map((value, index) => `${(index * 90) / (values.length - 1)},${22 - (20 * value) / most}`).join(" ");
 	return draw("svg", {"data-whole": "", viewBox: "0 0 90 24", width: 90, height: 24, "aria-hidden": "true"}, draw("polyline", {points, fill: "none", stroke: "var(--ok)", "stroke-width": 1.5}));
 }
 

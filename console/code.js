@@ -62,11 +62,14 @@ export class Code {
 			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(list.value, own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
+			this.hint.className = "soft";
 			fill(this.hint, `Needs ${this.chosen.needs}. Save it as ${this.chosen.file}, then run ${this.chosen.run.replace(PICTURE, picture)}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
 			const code = curl ?? (await (await post(`v1/client/${list.value}`, body, undefined, true)).text());
 			if (turn === this.turn) this.block.say(code.replaceAll(PICTURE, picture));
 		} catch (error) {
-			if (turn === this.turn) this.block.say(error.message);
+			if (turn !== this.turn) return;
+			Object.assign(this.hint, {className: "error", textContent: error.message});
+			this.block.say("");
 		}
 	}
 }

@@ -62,7 +62,9 @@ export const status = (name = "span.soft") => make(name, {role: "status"});
 /** Draw a picture, canvas or video onto a canvas, in its size or a given one. */
 export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
 	Object.assign(canvas, {width, height});
-	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
+	const on = canvas.getContext("2d");
+	on.imageSmoothingEnabled = !bitmap.pixelated;
+	on.drawImage(bitmap, 0, 0, width, height);
 	return canvas;
 }
 

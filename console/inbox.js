@@ -2,7 +2,7 @@
 
 import {ask, askJson, catalogue, path} from "./api.js";
 import {attempt} from "./app.js";
-import {$, bar, bitmapOf, button, clamp, download, draw, drawOn, fill, make, range, select, several, status} from "./dom.js";
+import {$, bar, bitmapOf, button, clamp, download, draw, fill, make, range, select, several, show as say, status} from "./dom.js";
 import {paint} from "./viewer.js";
 
 const PAGE = 60, SMALL = 320, LARGE = 1600;
@@ -34,11 +34,12 @@ class Inbox {
 		this.seer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach(({target}) => this.paintThumb(target)), {rootMargin: "300px"});
 		const controls = bar(
 			own.length > 1 ? select("Deployment", own.map((one) => one.id), (name) => (location.hash = `#inbox/${path(name)}`), id) : make("h2", id),
-			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.draw((this.order = order))),
-			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.draw((this.filter = filter))),
+			select("Sort by", [["highest", "score, highest first"], ["lowest", "score, lowest first"], ["newest", "newest first"]], (order) => this.look({order})),
+			select("Show", ["all", ["none", "undecided"], "accepted", "rejected"], (filter) => this.look({filter})),
 			button("Refresh", () => attempt(() => this.read())), button("COCO of all", () => attempt(() => this.save())), button("COCO of the accepted", () => attempt(() => this.save("accepted"))));
 		this.element = make("div", controls, this.counts, this.threshold, make("p.soft", "Arrow keys move."),
 			make("div.two", make("div", this.list, this.more), this.large));
+		this.element.onpointerdown = () => (this.typed = false);
 	}
 
 	end() {
@@ -71,6 +72,12 @@ class Inbox {
 		this.mark(held);
 	}
 
+	/** After a choice by pointer, keys judge; by keyboard, the list keeps the focus. */
+	look(changed) {
+		Object.assign(this, changed).draw();
+		this.mark(!this.typed);
+	}
+
 	row(one) {
 		let row = this.made.get(one.file_name);
 		if (!row) {
@@ -84,17 +91,18 @@ class Inbox {
 		return row;
 	}
 
+	/** Small pictures are enlarged: labels need room. */
 	async paintOf(one, side) {
-		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`)), painted = paint(bitmap, one.predictions);
+		const bitmap = await bitmapOf(ask(`${this.at}/${one.file_name}?side=${side}`)), {width, height} = bitmap;
+		const scale = Math.floor(SMALL / Math.max(width, height)) || 1;
+		const painted = paint(Object.assign(bitmap, {full: {width: width * scale, height: height * scale}, pixelated: true}), one.predictions);
 		bitmap.close();
 		return painted;
 	}
 
-	async paintThumb(row) {
-		const {one} = row;
+	paintThumb(row) {
 		this.seer.unobserve(row);
-		const painted = await this.paintOf(one, SMALL).catch(() => null);
-		if (painted) drawOn($("canvas", row), painted);
+		this.paintOf(row.one, SMALL).then((painted) => $("canvas", row).replaceWith(painted), () => {});
 	}
 
 	choose(one) {
@@ -120,18 +128,19 @@ class Inbox {
 		for (const each of this.judges) each.ariaPressed = each.dataset.verdict === one.verdict;
 		if (this.enlarged === one.file_name) return;
 		this.enlarged = one.file_name;
-		const seen = one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`);
-		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${several(seen, 12) || "nothing seen"}`);
+		const seen = several(one.predictions.map(({tag, confidence}) => `${tag.name} ${confidence.toFixed(2)}`), 12) || "nothing seen";
+		const about = make("p.soft", `score ${one.score?.toFixed(3)} · ${one.width} × ${one.height} · ${one.time ?? ""} · ${seen}`);
 		fill(this.large, this.verdicts, about);
 		const painted = await this.paintOf(one, LARGE);
 		if (this.enlarged !== one.file_name) return;
-		Object.assign(painted, {role: "img", ariaLabel: `The picture with ${seen.join(", ") || "nothing seen"}`});
+		Object.assign(painted, {role: "img", ariaLabel: `The picture with ${seen}`});
 		about.before(painted);
 	}
 
 	// --- verdicts ---
 
 	press(event) {
+		this.typed = true;
 		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog") || !this.listed.length) return;
 		const across = this.columns(), moves = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
 		const act = {a: () => this.judge("accepted"), r: () => this.judge("rejected"), u: () => this.undo()}[event.key.toLowerCase()];
@@ -186,7 +195,7 @@ class Inbox {
 		const drawn = bins.map((count, place) => chart.appendChild(draw("rect", {x: place * 10 + 0.5, width: 9, y: 80 - (78 * count) / top, height: (78 * count) / top})));
 		const slide = range(threshold, () => {
 			const value = Number(slide.value), kept = scores.filter((score) => score >= value).length;
-			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${Math.round((100 * kept) / scores.length)} %). The config has ${threshold}, ${strategy}.`
+			said.textContent = scores.length ? `A threshold of ${value.toFixed(2)} would keep ${kept} of the last ${scores.length.toLocaleString()} pictures (${say((100 * kept) / scores.length, " %", 1)}). The config has ${threshold}, ${strategy}.`
 				: `No picture has been seen since the start. Later this shows how many of the last ${most.toLocaleString()} a threshold would keep.`;
 			drawn.forEach((bar, place) => bar.classList.toggle("kept", (place + 1) / 50 > value));
 		});

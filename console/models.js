@@ -2,11 +2,11 @@
 
 import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
-import {$, bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
+import {$, bar, button, bytes, dot, duration, fill, fits, link, make, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
 import {readSignatures, tell} from "./tensors.js";
 
-let versions = {}, ahead = 0; // /stats of each version; seconds that the server's clock is ahead of ours
+let counts = {}, ahead = 0; // /stats of each version and handler; seconds that the server's clock is ahead of ours
 const busy = new Map(); // addresses of versions -> what is being done to them
 
 export async function show(root, [only]) {
@@ -19,9 +19,7 @@ export async function show(root, [only]) {
 	const read = async () => {
 		try {
 			if (turn++ % 6 === 5) await refresh();
-			const response = await ask("stats");
-			versions = (await response.json()).versions;
-			ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
+			await readCounts();
 		} catch (error) {
 			if (error.status === 401) return false; // asking again would ask for the key again
 		}
@@ -30,6 +28,12 @@ export async function show(root, [only]) {
 	draw();
 	const ends = [onCatalogue(draw), poll(read, () => 3)];
 	return () => ends.forEach((end) => end());
+}
+
+async function readCounts() {
+	const response = await ask("stats"), {versions, groups} = await response.json();
+	counts = {...groups, ...versions};
+	ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
 }
 
 function drawAll(only, sought) {
@@ -50,21 +54,18 @@ const card = (one, kind, ...children) => make("section", {className: `card${one.
 
 function modelCard(one, kind, open) {
 	const states = one.versions ?? [], used = catalogue.deployments.filter(({model}) => model === one.name);
-	return card(one, kind, one.state === "empty" && make("p", "Its folder holds no version."),
-		facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
+	return card(one, kind, facts([["Deployments", used.length && make("span", used.flatMap(({id}, at) => [at > 0 && ", ", link(`#try/pictures/${path(id)}`, id)]))],
 			["Nodes", one.nodes?.map(({name}) => name).join(", ")]]),
 		states.filter(({version}) => version !== "0").map((state) => versionPart(one, state)),
 		kind === "pipelines" && calls(`${one.name}/1`, []), one.state === "ready" && signature(one, states, open));
 }
 
-const calls = (name, others) => {
-	const about = versions[name];
-	return about && facts([...others, ["Calls", about.calls.toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
-};
+const calls = (name, others, about = counts[name]) =>
+	about && facts([...others, ["Calls", (about.calls ?? about.requests).toLocaleString()], ["Last used", about.last_used == null ? "not yet" : `${duration(Math.max(0, Date.now() / 1000 + ahead - about.last_used))} ago`]]);
 
 function versionPart(model, {version, state, status}) {
 	const labels = Object.entries(model.labels).filter(([, number]) => String(number) === version).map(([label]) => label);
-	const about = versions[`${model.name}/${version}`], demand = about?.on_demand;
+	const about = counts[`${model.name}/${version}`], demand = about?.on_demand;
 	const memory = about?.memory_bytes != null ? bytes(about.memory_bytes) : about && (!demand || demand.resident) && `not measured; its files have ${bytes(about.file_bytes)}`;
 	const where = `v1/models/${path(model.name)}/versions/${version}`, verb = demand?.resident ? "Free" : "Load";
 	return make("div", {"data-key": `version ${version}`},
@@ -81,7 +82,7 @@ async function act(where, verb) {
 	draw();
 	await attempt(async () => {
 		await ask(`${where}/${verb === "Free" ? "unload" : "load"}`, {method: "POST"});
-		versions = (await askJson("stats")).versions;
+		await readCounts();
 	});
 	busy.delete(where);
 	draw();
@@ -104,22 +105,23 @@ async function tellSignature(inside, address, whose) {
 		table(["Side", "Tensor", "Type"], [...rows("input", one.inputs), ...rows("output", one.outputs)], `Signature ${name} ${whose}`)]));
 }
 
-const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
+const handlerCard = (one, kind) => card(one, kind, calls(one.path, [["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]], counts[one.path] ?? {requests: 0}));
 
 // --- reload ---
 
 async function preview(plan) {
-	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
-	const lines = tellPlan(found), close = () => (plan.hidden = true);
-	fill(plan, make("h2", "What a reload would change"),
-		lines.length ? make("ul", lines.map((line) => make("li", line))) : make("p", "Nothing would change."),
+	const close = () => (plan.hidden = true);
+	close(); // what an earlier one told
+	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"}), lines = tellPlan(found);
+	const changes = lines.length > 0 && make("ul", lines.map((line) => make("li", line)));
+	fill(plan, make("h2", "What a reload would change"), changes || make("p", "Nothing would change."),
 		found.problems.length > 0 && make("p.error", found.problems.join("\n")),
-		bar(button("Reload now", () => attempt(() => reload(plan, close)), {className: "main"}), button("Cancel", close)));
+		bar(button("Reload now", () => attempt(() => reload(plan, changes, close)), {className: "main"}), button("Cancel", close)));
 	plan.hidden = false;
 	$(".main", plan).focus();
 }
 
-const said = (value) => (value == null ? "none" : JSON.stringify(value));
+const said = (value) => (value == null ? "none" : JSON.stringify(value, (_, one) => one ?? undefined)); // without what is not set
 const tellOption = (one) => (typeof one === "string" ? one : `${one.option} ${said(one.from)} → ${said(one.to)}${one.restart ? " (needs a restart)" : ""}`);
 
 function tellPlan(plan) {
@@ -128,7 +130,7 @@ function tellPlan(plan) {
 		for (const how of ["added", "removed"]) for (const name of plan[section][how]) lines.push(`${title} ${name}: ${how}`);
 		for (const {name, options} of plan[section].changed) lines.push(`${title} ${name}: ${options.map(tellOption).join(", ")}`);
 	}
-	const words = {load: "would be loaded", reload: "would be loaded anew", unload: "would be unloaded"};
+	const words = {load: "loaded", reload: "loaded anew", unload: "unloaded"};
 	for (const one of plan.models.versions) {
 		for (const [verb, text] of Object.entries(words)) if (one[verb].length) lines.push(`Model ${one.model}: version${one[verb].length > 1 ? "s" : ""} ${one[verb].join(", ")} ${text}`);
 	}
@@ -137,23 +139,26 @@ function tellPlan(plan) {
 	return lines;
 }
 
-const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
-
-/** Reload; then show which versions changed state, and the server's answer. */
-async function reload(plan, close) {
-	$(".main", plan).disabled = true;
-	const before = statesIn(await askJson("v1/config")), told = [];
-	const answer = textBlock("The server's answer");
-	try {
-		const response = await ask("v1/config/reload", {method: "POST"});
-		answer.tell(await response.json());
-		told.push(make("p", response.status === 201 ? "Reloaded: something was read or loaded anew." : "Nothing had changed."));
-	} catch (error) {
-		told.push(make("p.error", {role: "alert"}, error.message));
-	}
-	const after = statesIn(await askJson("v1/config"));
-	const rows = Object.keys({...before, ...after}).filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
-	fill(plan, make("h2", "What the reload changed"), told, rows.length ? table(["Version", "Before", "Now"], rows, "What has changed") : make("p", "No version changed its state."),
-		!answer.hidden && details("The server's answer", answer), bar(button("Close", close)));
+/** The state of each version, as the server tells it now. */
+async function readStates() {
 	await refresh();
+	return Object.fromEntries(catalogue.models.flatMap(({name, versions: all}) => all.map(({version, state, status}) => [`${name}, version ${version}`, `${state} ${status.error_message}`])));
+}
+
+/** Reload; then show the `changes` that were asked for, and which versions changed state. */
+async function reload(plan, changes, close) {
+	$(".main", plan).disabled = true;
+	const before = await readStates();
+	let title = "What the reload changed", told;
+	try {
+		const {status} = await ask("v1/config/reload", {method: "POST"});
+		told = changes || make("p", status === 201 ? "Something was read or loaded anew." : "Nothing had changed.");
+	} catch (error) {
+		title = "What the reload was asked for";
+		told = [make("p.error", {role: "alert"}, error.message), changes];
+	}
+	const after = await readStates();
+	const rows = Object.keys({...before, ...after}).filter((name) => before[name] !== after[name]).map((name) => [name, before[name] ?? "–", after[name] ?? "–"]);
+	fill(plan, make("h2", title), told, rows.length > 0 && table(["Version", "Before", "Now"], rows, "What has changed"),
+		bar(button("Close", close)));
 }

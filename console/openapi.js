@@ -9,14 +9,14 @@ export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
 		for (const row of rows) row.hidden = !fits(row.firstChild.textContent, find.value);
 	});
-	const operations = Object.entries(api.paths).flatMap(([url, item]) => ["get", "put", "post", "delete", "patch"].filter((method) => item[method]).map((method) => ({url, method: method.toUpperCase(), operation: item[method], shared: item.parameters ?? []})));
+	const operations = Object.entries(api.paths).flatMap(([url, methods]) => Object.entries(methods).map(([method, operation]) => ({url, method: method.toUpperCase(), operation})));
 	operations.sort((one, other) => one.url.includes("{") - other.url.includes("{")); // first paths without parameters
 	const rows = operations.map((one) => {
-		const row = make("details.card", make("summary", `${one.method} ${one.url}`, make("span.soft", `  ${one.operation.summary ?? ""}`)));
+		const row = make("details.card", make("summary", `${one.method} ${one.url}`, make("span.soft", `  ${one.operation.summary}`)));
 		row.ontoggle = () => row.children.length === 1 && row.append(new Operation(one, api).element);
 		return row;
 	});
-	return fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`), ` ${api.info.description ?? ""}`), find, rows);
+	return fill(root, head, make("p", make("strong", `${api.info.title} ${api.info.version}`)), find, rows);
 }
 
 function follow(api, value) {
@@ -37,35 +37,35 @@ function outline(api, schema) {
 const tellContent = (api, content = {}) => Object.entries(content).map(([type, {schema}]) => `${type}: ${pretty(outline(api, schema))}`).join("\n");
 
 class Operation {
-	constructor({url, method, operation, shared}, api) {
+	constructor({url, method, operation}, api) {
 		Object.assign(this, {url, method, operation, api, fields: [], type: ""});
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
 		this.code = new Code((language, own) => curlOf(own, ...this.call));
-		const body = follow(api, operation.requestBody), parameters = [...shared, ...(operation.parameters ?? [])].map((one) => this.field(follow(api, one)));
+		const body = operation.requestBody, parameters = operation.parameters?.map((one) => this.field(one));
 		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
 		fields.oninput = () => this.code.soon();
-		this.element = make("div", operation.description && make("p", operation.description), fields, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer,
+		this.element = make("div", fields, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer,
 			body && details("Body", make("pre", {tabIndex: 0}, tellContent(api, body.content))), details("Answers", this.answers()), this.code.element);
 	}
 
 	field(parameter) {
-		const {schema = {}, name, required, description} = parameter, {example, enum: values} = follow(this.api, schema);
-		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {value: required ? parameter.example ?? example : null, placeholder: description});
+		const {name, required, description, schema: {enum: values}} = parameter;
+		const input = values ? make("select", (required ? values : ["", ...values]).map((one) => option(one))) : make("input", {required, placeholder: description});
 		this.fields.push({parameter, input});
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
 	/** A text for JSON; else a field per part of a form, or one for a file. */
-	bodyFields({content = {}}) {
-		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0] ?? "", form = make("div.fields");
+	bodyFields({content}) {
+		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0], form = make("div.fields");
 		const pick = (type) => {
-			const {example, examples, schema} = content[type] ?? {}, json = type.includes("json"), parts = json ? {} : follow(this.api, schema)?.properties ?? {file: {format: "binary"}};
+			const {example, schema} = content[type], json = type.includes("json"), parts = json ? {} : follow(this.api, schema)?.properties ?? {file: {format: "binary"}};
 			this.type = type;
 			this.form = Object.entries(parts).map(([name, {format}]) => [name, make("input", {type: format === "binary" ? "file" : "text"})]);
 			fill(form, this.form.map(([name, input]) => make("label", name, input)));
 			this.body.hidden = !json;
-			if (json) this.body.value = JSON.stringify(example ?? Object.values(examples ?? {})[0]?.value ?? schema?.example ?? {}, null, 1);
+			if (json) this.body.value = JSON.stringify(example ?? {}, null, 1);
 		};
 		this.body = area({rows: 6, label: "Body"});
 		pick(first);
@@ -83,12 +83,12 @@ class Operation {
 
 	/** The filled-in URL, method, headers and body. */
 	get call() {
-		let url = this.url.replace(/^\//, ""), body;
+		let url = this.url.slice(1), body;
 		const query = new URLSearchParams(), headers = {};
 		for (const {parameter, input} of this.fields) {
 			if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
 			else if (input.value && parameter.in === "query") query.set(parameter.name, input.value);
-			else if (input.value && parameter.in === "header") headers[parameter.name] = input.value;
+			else if (input.value) headers[parameter.name] = input.value;
 		}
 		if (this.type.startsWith("multipart/")) {
 			body = new FormData();
@@ -101,6 +101,7 @@ class Operation {
 	}
 
 	async send() {
+		if (!this.fields.every(({input}) => input.reportValidity())) return;
 		this.answer.say("");
 		const [url, method, headers, body] = this.call;
 		const found = await this.caller.run((signal) => ask(url, {page: false, method, headers, body, signal}));

@@ -177,7 +177,7 @@ export class Viewer {
 		this.marked = new Map();
 		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
 		this.divider.hidden = edge == null;
-		if (edge != null) this.divider.style.left = `${edge}px`;
+		this.divider.style.left = `${edge}px`;
 		fill(this.overlay, this.lists.map((list, index) => this.layer(list, edge, index)));
 	}
 

@@ -25,7 +25,8 @@ export async function show(root, names) {
 		state.textContent = wrong;
 		if (!seen) return;
 		up.textContent = `Up for ${duration(seen.uptime_seconds)}`;
-		morph(above, drawAll(seen, find(seen.series, kind, name), name, draw));
+		const one = seen.series.find((each) => (name === undefined ? each.kind === "all" : each.name === name && (!kind || each.kind === kind)));
+		morph(above, drawAll(seen, one, name, draw));
 		morph(errors, drawErrors(seen.last_errors, name, filter.value));
 	};
 	const read = async () => {
@@ -47,8 +48,6 @@ export async function show(root, names) {
 	begin();
 	return () => ended();
 }
-
-const find = (series, kind, name) => series.find((one) => (name === undefined ? one.kind === "all" : one.name === name && (!kind || one.kind === kind)));
 
 function drawAll(seen, one, name, redraw) {
 	const all = name === undefined;
@@ -76,7 +75,7 @@ function charts({time, server}, one, isAll) {
 
 function batches(sizes) {
 	const rows = Object.entries(sizes).map(([bound, count]) => [bound === "more" ? "more" : bound === "1" ? "1 row" : `to ${bound} rows`, count]);
-	return rows.length > 0 && make("figure.chart", {"data-whole": "", "data-key": "batches"}, make("figcaption", "Batch sizes, runs"), bars(rows, Math.max(...Object.values(sizes))));
+	return rows.length > 0 && make("figure.chart", {"data-whole": "", "data-key": "batches"}, make("figcaption", "Batch sizes, requests"), bars(rows, Math.max(...Object.values(sizes))));
 }
 
 // --- tables ---

@@ -136,6 +136,7 @@ class Group:
             "errors_4xx": self.errors_4xx,
             "errors_5xx": self.errors_5xx,
             "requests_per_second": self.last_minute(now)[0] / 60,
+            "last_used": max(self.minute, default=None),
             "latency_ms": percentiles(self.latest[:, 0]),
             "parts_ms": {name: found for name, found in parts.items() if found},
             "batch_sizes": {str(rows): count for rows, count in sorted(self.batch_sizes.items())},

@@ -607,7 +607,7 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     servable = available and available.versions[max(available.versions)]
     if not servable or not servable.signatures:
         return paths
-    example = example_of(servable) or words_of(servable)
+    example = example_of(servable) or dot_of(servable) or words_of(servable)
     names = {output for one in servable.signatures.values() for output in one.outputs}
     wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
@@ -736,6 +736,14 @@ def example_of(servable: Servable) -> dict[str, Any] | None:
     found = find_default(servable)
     body = found and example_request(found[1])
     return json.loads(encode_json(named_body(found[0], body))) if found and body else None
+
+
+def dot_of(servable: Servable) -> dict[str, Any] | None:
+    """A predict body with a small PNG for a model that takes only a picture's pixels; else None."""
+    name, signature = find_default(servable) or ("", Signature({}, {}))
+    if len(signature.inputs) != 1 or not picture_input(*signature.inputs.values()):
+        return None
+    return named_body(name, {"inputs": {"b64": DOT}})
 
 
 def words_of(servable: Servable) -> dict[str, Any] | None:

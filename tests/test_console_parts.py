@@ -1,5 +1,6 @@
 """The page's Watch, Models and Inbox in Chromium: what they show is what the server says, and what they do is done there."""
 
+import io
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import time
 import pytest
 import requests
 from conftest import ROOT, bearer, key_entry, listening, listening_app, wait
+from PIL import Image
 from pycocotools.coco import COCO
 
 import serving
@@ -149,7 +151,7 @@ def test_cards_tell_states_reasons_and_what_versions_cost(page, site):
         f"return getComputedStyle(document.querySelector('{card('broken')} .error')).color"
     )
     assert red in ("rgb(179, 38, 30)", "rgb(255, 138, 128)")
-    assert "holds no version" in text_of(browser, card("empty"))
+    assert "no version" in text_of(browser, card("empty"))
     cost = site.get("stats")["versions"]["half_plus_two/123"]
     shown = text_of(browser, card("half_plus_two"))
     assert f"{cost['load_seconds']:.2f} s" in shown and cost["device"] in shown
@@ -160,6 +162,12 @@ def test_cards_tell_states_reasons_and_what_versions_cost(page, site):
     wait(browser, ago)
     for name, kind in (("two_steps", "pipelines"), ("/echo", "handlers")):
         assert "ready" in text_of(browser, card(name, kind))
+    assert re.search(
+        r"Calls\s+0\s+Last used\s+not yet", text_of(browser, card("/echo", "handlers"))
+    )
+    assert requests.post(f"{site.address}/echo", "{}", headers=KEY).status_code == 200
+    handler = f"document.querySelector('{card('/echo', 'handlers')}').innerText"
+    wait(browser, f"{handler}.match(/Calls\\s+1\\s+Last used\\s+\\d+ s ago/)")
     links = "return [...document.querySelectorAll('.cards a')].map((a) => a.hash)"
     assert {"#try/models/shapes", "#try/handlers/%2Fecho", "#try/pipelines/two_steps"} <= set(
         browser.execute_script(links)
@@ -260,6 +268,36 @@ def test_the_link_of_a_server_of_models_alone_opens_its_page(browser, site, caps
     server.stop()
 
 
+RELOAD = "section[aria-label=Reload]"
+
+
+def test_a_reload_with_an_error_tells_what_was_asked_for_and_the_next_one_nothing_of_it(page, site):
+    browser = page("models")
+    wait(browser, "document.querySelector('.cards .card')")
+    policy = {"all": {}}
+    site.config["model_config_list"][2]["config"] |= {
+        "version_labels": {"x": 1},
+        "model_version_policy": policy,
+    }
+    site.config["handlers"].append({"path": "/new", "function": "echo.py:handle"})
+    site.write()
+    click(browser, "#reload")
+    wait(browser, f"document.querySelector('{RELOAD}').innerText")
+    lines = ("Handler /new: added", 'version_labels {} → {"x":1}', '→ {"all":{}}')
+    assert all(line in text_of(browser, RELOAD) for line in lines)
+    click(browser, f"{RELOAD} .main")
+    wait(browser, f"document.querySelector('{RELOAD} [role=alert]')")
+    shown = text_of(browser, RELOAD)
+    assert "What the reload was asked for" in shown and "broken" in shown
+    assert all(line in shown for line in lines)
+    assert site.get("v1/models/shapes/labels/x")["model_version_status"]  # it is in force
+    site.path.write_text("{")
+    click(browser, "#reload")
+    wait(browser, "document.querySelector('#error').innerText")
+    assert browser.execute_script(f"return document.querySelector('{RELOAD}').hidden")
+    site.write()
+
+
 def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(page, site):
     browser = page("models")
     wait(browser, "document.querySelector('.cards .card')")
@@ -269,7 +307,7 @@ def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(pag
     site.write()
     click(browser, "#reload")
     shown = wait(browser, "document.querySelector('section[aria-label=Reload]').innerText")
-    for line in ("Model new: added", "Model broken: removed", "versions 13, 15 would be loaded"):
+    for line in ("Model new: added", "Model broken: removed", "versions 13, 15 loaded"):
         assert line in shown
     assert "new" not in [one["name"] for one in site.get("v1/models")["models"]]
     click(browser, "section[aria-label=Reload] .main")
@@ -278,7 +316,7 @@ def test_a_reload_tells_beforehand_what_would_change_and_afterwards_what_did(pag
         "document.querySelector('section[aria-label=Reload] h2')?.textContent == 'What the reload changed'",
     )
     shown = text_of(browser, "section[aria-label=Reload]")
-    assert "new, version 13" in shown and "AVAILABLE" in shown
+    assert "new, version 13" in shown and "AVAILABLE" in shown and "Model new: added" in shown
     states = site.get("v1/models/new")["model_version_status"]
     assert [one["state"] for one in states] == ["AVAILABLE", "AVAILABLE"]
     wait(
@@ -580,6 +618,40 @@ def test_buttons_accept_and_the_filter_shows_what_is_left(inbox, site):
     wait(inbox, f"{SCORES}.length == 1")
 
 
+def test_who_chooses_what_is_shown_by_pointer_judges_by_keys_at_once(inbox, site):
+    wait(inbox, "document.querySelector('#inbox-large canvas')")
+    shown = "document.querySelectorAll('select')[1]"
+    ActionChains(inbox).click(inbox.execute_script(f"return {shown}")).perform()
+    inbox.execute_script(f"{shown}.value = 'none'; {shown}.onchange()")
+    type_keys(inbox, "a")
+    wait(inbox, "document.querySelector('#main p[role=status]').textContent.includes('1 accepted')")
+    assert inbox.execute_script(f"return {shown}.value") == "none"
+    inbox.execute_script(f"{shown}.focus()")
+    type_keys(inbox, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ARROW_UP)
+    assert inbox.execute_script(
+        f"return document.activeElement == {shown} && {shown}.value == 'all'"
+    )
+
+
+def test_labels_leave_some_of_a_small_picture_free(inbox, site):
+    white = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(white, "png")
+    wait(inbox, "document.querySelector('ul.gallery button[aria-pressed=true]')")
+    inbox.execute_script(
+        """const real = window.fetch; window.fetch = (...of) => !String(of[0]).includes('?side=') ? real(...of)
+        : Promise.resolve(new Response(new Uint8Array(arguments[0])));""",
+        list(white.getvalue()),
+    )
+    type_keys(inbox, Keys.ARROW_RIGHT)
+    drawn = "document.querySelector('#inbox-large canvas')"
+    wait(inbox, f"{drawn}?.width == 320 && {drawn}.height == 320")
+    free = inbox.execute_script(
+        f"""const all = {drawn}.getContext('2d').getImageData(0, 0, 320, 320).data;
+        return all.filter((value) => value == 255).length / all.length;"""
+    )
+    assert free > 0.5
+
+
 def test_coco_of_the_accepted_is_saved(inbox, site, tmp_path):
     inbox.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
@@ -610,5 +682,5 @@ def test_the_slider_tells_how_many_of_the_last_pictures_a_threshold_keeps(inbox,
             threshold,
         )
         many = sum(score >= threshold for score in scores)
-        text = f"would keep {many} of the last {len(scores)} pictures"
+        text = f"would keep {many} of the last {len(scores)} pictures ({100 * many / len(scores):.1f} %)"
         assert text in text_of(inbox, "section[aria-label=Threshold] p")

@@ -710,6 +710,17 @@ def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, vali
     assert (rest.post(path, body).status_code == 200) is valid
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (None, 64, 64, 3), (64, 64, 3), (1, 3, 64, 64)])
+def test_the_example_of_a_model_for_large_pictures_is_answered(shape):
+    pixels = signature([spec("x", shape=shape)], [spec("y")])
+    model = serving.Servable({"look": pixels}, lambda _, inputs: {"y": np.ones(1)})
+    rest = Rest(fake_server({"m": model}))
+    told = rest.get("/openapi.json").json["paths"]["/v1/models/m:predict"]["post"]["requestBody"]
+    asked = told["content"]["application/json"]
+    assert jsonschema.Draft202012Validator(asked["schema"]).is_valid(asked["example"])
+    assert rest.post("/v1/models/m:predict", asked["example"]).status_code == 200
+
+
 def test_the_example_of_a_model_for_texts_is_answered():
     inputs = [spec("line", "DT_STRING", (None,)), spec("c", "DT_STRING", (None, 1))]
     texts = signature(inputs, [spec("y", "DT_STRING")])

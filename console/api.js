@@ -152,6 +152,20 @@ function keepUp() {
 	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
 }
 
+const callOfModel = (name) => `v1/models/${path(name)}:predict`;
+
+/** What can be called: title, list in the catalogue, path of a call, module to try it. */
+export const KINDS = [["Pictures", "deployments", (name) => `${path(name)}/predict`, "pictures"], ["Models", "models", callOfModel, "tensors"],
+	["Pipelines", "pipelines", callOfModel, "pipelines"], ["Handlers", "handlers", (name) => name.slice(1), "handlers"]]
+	.map(([title, list, callOf, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], callOf, module}));
+
+/** What `[name]` or `[kind, name]` chooses; for neither, the first to show. */
+export function findServed(names) {
+	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
+	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
+	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
+}
+
 export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");
 
 export const path = (...names) => names.map(encodeURIComponent).join("/");

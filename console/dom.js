@@ -59,7 +59,6 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-/** Draw a picture, canvas or video onto a canvas, in its size or a given one. */
 export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
 	Object.assign(canvas, {width, height});
 	canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
@@ -130,12 +129,16 @@ export function pretty(value, most = 200000) {
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text; without https a browser has no clipboard. */
-export async function copy(text, from) {
-	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
-	setTimeout(() => (from.textContent = "Copy"), 1500);
+/** A button that copies `text()`. */
+export function copyButton(text) {
+	const made = button("Copy", async () => {
+		made.textContent = (await copied(text(), made)) ? "Copied" : "The browser does not let the page copy.";
+		setTimeout(() => (made.textContent = "Copy"), 1500);
+	});
+	return made;
 }
 
+/** Whether a text was copied; without https a browser has no clipboard. */
 async function copied(text, from) {
 	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
 	const area = make("textarea.away", {value: text});
@@ -156,9 +159,8 @@ export function download(name, content, type = "application/json") {
 export function textBlock(label, file) {
 	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
-	const copying = button("Copy", () => copy(whole, copying));
 	const saving = file && button("Download", () => download(file(), whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, bar(copying, saving), text);
+	const block = make("div.block", {hidden: true}, bar(copyButton(() => whole), saving), text);
 	const say = (value, shown = value) => {
 		whole = value;
 		text.textContent = shown;

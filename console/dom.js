@@ -129,7 +129,6 @@ export function pretty(value, most = 200000) {
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** A button that copies `text()`. */
 export function copyButton(text) {
 	const made = button("Copy", async () => {
 		made.textContent = (await copied(text(), made)) ? "Copied" : "The browser does not let the page copy.";
@@ -184,7 +183,6 @@ for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event
 /** Pasted in Try: into the zone with the keyboard, else the first. */
 addEventListener("paste", ({target, clipboardData}) => target.matches("textarea, input:not([type=file], [type=range], [type=checkbox])") || (target.closest("#panel .drop") ?? $("#panel .drop"))?.give(clipboardData.files));
 
-/** A zone to choose or drop files. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
 	const give = (files) => files.length && take([...files]);
 	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", {give}, make("label.button", text, input), extra);

@@ -88,7 +88,6 @@ async function act(where, verb) {
 	if (document.activeElement === document.body) document.getElementById(where)?.focus();
 }
 
-/** Asked for once unfolded. */
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {

@@ -81,7 +81,6 @@ class Operation {
 		}));
 	}
 
-	/** The filled-in URL, method, headers and body. */
 	get call() {
 		let url = this.url.replace(/^\//, ""), body;
 		const query = new URLSearchParams(), headers = {};

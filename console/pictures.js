@@ -88,13 +88,15 @@ class Panel {
 	}
 
 	async take(blob, name) {
-		if (await this.read(blob, name)) await this.send();
+		if (!(await this.read(blob, name))) return;
+		await this.send();
+		if (this.camera.live) await this.preview(); // one request in flight
 	}
 
 	/** Show a picture; false if it cannot be read or another was chosen. */
 	async read(blob, name) {
 		if (blob !== this.camera.shot) this.camera.setLive(false);
-		this.caller.clear();
+		if (!this.camera.live) this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
 		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
@@ -104,7 +106,8 @@ class Panel {
 		if (failed) this.caller.fail(found.message);
 		else {
 			this.viewer.show(found);
-			if (!this.camera.live) this.seen.scrollIntoView({block: "nearest"});
+			if (this.camera.live) return true;
+			this.seen.scrollIntoView({block: "nearest"});
 			this.preview();
 		}
 		return !failed;

@@ -147,7 +147,6 @@ export class Viewer {
 		};
 	}
 
-	/** A pointer's place in the frame. */
 	placeOf({clientX, clientY}) {
 		const {left, top} = this.frame.getBoundingClientRect();
 		return [clientX - left, clientY - top];

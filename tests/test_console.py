@@ -1294,6 +1294,33 @@ def test_the_camera_takes_one_picture_or_one_after_the_other(page):
     page.wait("!document.querySelector('video').checkVisibility()")
 
 
+def test_live_moves_and_announces_nothing_and_has_one_request_in_flight(page):
+    page.open("try/cells")
+    page.click("Camera")
+    page.wait("document.querySelector('video').videoWidth > 0")
+    page.click("Take a picture")
+    page.wait_for_boxes(4)
+    page.click("What the model is shown")
+    page.wait("document.querySelector('.preview canvas')")
+    page.click("Live")
+    page.says("fps")
+    page.js(
+        """const real = window.fetch; let now = 0;
+        Object.assign(window, {most: 0, previews: 0, seen: new Set()});
+        window.fetch = (...of) => { window.most = Math.max(window.most, ++now);
+        window.previews += String(of[0]).endsWith('/preview'); return real(...of).finally(() => (now -= 1)); };
+        const send = document.querySelector('.send'), stop = send.nextSibling, timed = document.querySelector('.timing').parentElement;
+        new MutationObserver(() => window.seen.add([send.disabled, stop.hidden, stop.nextSibling.textContent, timed.children.length].join())).observe(
+        document.querySelector('#panel'), {childList: true, subtree: true, attributes: true});"""
+    )
+    page.wait("window.previews > 5")
+    assert page.js("return [window.most, ...window.seen]") == [1, "true,false,,1"]
+    page.find(".send + button").click()
+    page.wait("document.activeElement === document.querySelector('.send')")
+    assert page.js("return !document.querySelector('.send + button').checkVisibility()")
+    page.click("Close the camera")
+
+
 def test_live_that_is_switched_off_and_on_at_once_goes_on_alone(page):
     page.open("try/cells")
     page.js(

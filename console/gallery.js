@@ -80,7 +80,10 @@ export class Gallery {
 	}
 
 	sift() {
-		for (const {name, predictions, row} of this.pictures) row.hidden = ![name, ...predictions.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
+		for (const {name, predictions, row} of this.pictures) {
+			const seen = predictions.some((one) => one.bound) ? predictions : predictions.slice(0, 1); // a classifier names all classes
+			row.hidden = ![name, ...seen.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
+		}
 	}
 
 	those(state) {

@@ -1170,6 +1170,16 @@ def test_a_gallery_keeps_thumbnails_alone(page, pictures):
     assert page.js("return document.querySelector('.viewer canvas').width") == 8000
 
 
+def test_a_gallery_of_a_classifier_is_filtered_by_its_best_class(page, pictures):
+    best, *_, last = predict(page.address, pictures["plain.png"], "thousand")["predictions"]
+    page.open("try/thousand").take(pictures["plain.png"], pictures["tall.png"])
+    page.says("2 of 2 done")
+    rows = "[...document.querySelectorAll('.gallery li')].filter((one) => one.checkVisibility())"
+    for sought, many in ((best, 2), (last, 0)):
+        page.type("#panel .card input[type=search]", sought["tag"]["name"])
+        assert page.js(f"return {rows}.length") == many
+
+
 def test_many_pictures_are_all_saved_at_one_press(page, tmp_path):
     files = [tmp_path / f"photo{n:02}.jpg" for n in range(12)]
     for file in files:

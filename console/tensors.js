@@ -67,11 +67,13 @@ class TensorPanel {
 
 	choose(which) {
 		this.which = which;
+		this.clear();
 		this.code.soon();
 		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 
 	build() {
+		this.clear();
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
 		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
 		this.values = {}; // by input, as JSON: long numbers stay exact
@@ -99,7 +101,15 @@ class TensorPanel {
 
 	async send() {
 		const found = await this.caller.run((signal) => post(this.url, this.body.value, signal));
-		if (found === undefined) return;
+		if (found !== undefined) this.showAnswer(found);
+	}
+
+	clear() {
+		this.caller.clear();
+		this.showAnswer(null);
+	}
+
+	showAnswer(found) {
 		this.json.tell(found?.text ?? found?.answer);
 		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
 		this.onanswer?.(found);

@@ -1529,6 +1529,24 @@ def test_texts_are_lines_and_signatures_are_chosen(page):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "value"),
+    [
+        ("texts", "Signature", "lengths"),
+        ("changed", "Version", "/versions/1"),
+        ("models/cells", "Version", "/versions/2"),
+    ],
+)
+def test_an_answer_goes_with_the_form_or_version_that_gave_it(page, name, label, value):
+    page.open(f"try/{name}")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.click("Send")
+    page.says('"outputs"')
+    page.choose(label, value)
+    page.wait("!document.querySelector('#panel').innerText.includes('outputs')")
+    assert page.text("#panel .timing") == page.text("#panel h3") == ""
+
+
 def test_a_tensor_of_pictures_takes_a_picture(page, tmp_path):
     path = tmp_path / "one.png"
     Image.new("RGB", (20, 30), (51, 51, 51)).save(path)

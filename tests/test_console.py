@@ -2033,21 +2033,26 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
     assert "version=2" in page.text(CODE)
 
 
-def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures):
+@pytest.mark.parametrize(
+    ("name", "form", "word"),
+    [
+        ("turned.jpg", "image=@turned.jpg", "turned.jpg"),
+        ('it\'s [a], "b" $& \\ c.jpg', 'image=@"', "'it'\\''s [a], \"b\" $& \\ c.jpg'"),
+    ],
+)
+def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures, name, form, word):
+    file = pictures["turned.jpg"].parent / name
+    file.write_bytes(pictures["turned.jpg"].read_bytes())
     page.open("try/cells")
     page.click("This call as code")
     page.says("image=@picture.jpg", CODE)
-    page.take(pictures["turned.jpg"])
-    page.says("image=@turned.jpg", CODE)
-    ran = subprocess.run(
-        ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)],
-        capture_output=True,
-        cwd=pictures["turned.jpg"].parent,
-        timeout=60,
-    )
+    page.take(file)
+    page.says(form, CODE)
+    command = ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)]
+    ran = subprocess.run(command, capture_output=True, cwd=file.parent, timeout=60)
     assert json.loads(ran.stdout) == predict(page.address, pictures["turned.jpg"])
     page.choose("Language", "python")
-    page.says("python predict.py turned.jpg", ".code")
+    page.says(f"python predict.py {word}", ".code")
 
 
 # --- connect -------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const error = unsent ? new ServerError("A key may only have printable ASCII characters.", {status: 401}) : await readError(response);
 	if (error.status !== 401) throw error;
 	// An answer to a key that has since been replaced says nothing about the new one.
-	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
+	if (key.get() === tried && !(await askForKey(tried ? error.message : "", page))) throw error;
 	return ask(path, {page, headers, ...options});
 }
 

@@ -343,6 +343,27 @@ def test_cancel_leaves_a_page_that_says_what_is_missing_and_asks_again(page):
     page.wait("document.querySelector('#key-dialog').open")
 
 
+def test_a_cancelled_dialog_is_opened_again_by_people_alone(page):
+    page.open("try/add_one")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """window.looks = 0; window.fetch = async (url) => { window.looks += String(url).endsWith('/deployments');
+        return new Response('{"error": "Log in."}', {status: 401}); };"""
+    )
+    opened = "document.querySelector('#key-dialog').open"
+    page.click("Send")
+    page.wait(opened)
+    page.click("Cancel")
+    page.says("Log in.", "#panel .error:not([hidden])")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")  # the page looks again
+    page.wait("window.looks")
+    page.drawn()
+    assert not page.js(f"return {opened}")
+    page.click("Send")
+    page.wait(opened)
+    page.click("Cancel")
+
+
 def test_a_change_of_key_that_is_cancelled_leaves_a_page_that_can_be_opened_again(page):
     page.open("try/cells")
     page.click("Change key")

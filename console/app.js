@@ -72,8 +72,6 @@ async function changeKey() {
 	if (await askForKey("")) await start();
 }
 
-// --- start ---
-
 function showLoading() {
 	const {of, waiting} = catalogue.loading;
 	$("#loading").hidden = !waiting.length;

@@ -32,7 +32,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 	return curlOf(own, url, method, {"Content-Type": type}, body);
 }
 
-/** `question(language, key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
+/** `question(key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		Object.assign(this, {question, turn: 0});
@@ -62,7 +62,7 @@ export class Code {
 		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(list.value, own);
+			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
 			fill(this.hint, `Needs ${this.chosen.needs}. Save it as ${this.chosen.file}, then run ${this.chosen.run.replace(PICTURE, () => word(picture))}`, file && [" beside ", button(file.name, () => download(file.name, file))]);

@@ -14,7 +14,7 @@ export async function show(root, names) {
 	const {kind, one} = found, url = kind.callOf(one.name), method = one.methods?.[0];
 	const groups = KINDS.map(({id, title, list: all}) => all().length > 0 && make("optgroup", {label: title}, all().map((each) => option(`${id}/${path(each.name)}`, each.name, each === one))));
 	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)}, groups);
-	const address = String(new URL(url, BASE)), code = new Code((language, own) => codeOf(own, url, undefined, method), "");
+	const address = String(new URL(url, BASE)), code = new Code((own) => codeOf(own, url, undefined, method), "");
 	fill(root, tabs("code"), bar(make("label", "Call ", list)),
 		make("p", make("strong", `${method ?? "POST"} `), make("code", address), " ", copyButton(() => address)),
 		key.get() && make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);

@@ -50,7 +50,6 @@ export const search = (label, oninput, placeholder = "Search…", properties) =>
 
 export const fits = (text, sought) => text.toLowerCase().includes(sought.trim().toLowerCase());
 
-/** The first names, and how many more there are. */
 export const several = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});

@@ -1,9 +1,9 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {bar, button, download, fill, fits, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, fits, make, search, sizeOf, status} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
-import {csvOf} from "./result.js";
+import {csvOf, savePicture} from "./result.js";
 import {paint} from "./viewer.js";
 
 const AT_ONCE = 3;
@@ -130,7 +130,7 @@ export class Gallery {
 		for (const [at, one] of all.entries()) {
 			const bitmap = await readPicture(this.panel.one.id, one.blob);
 			if (!this.pictures.includes(one)) return;
-			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
+			await savePicture(one.name, paint(bitmap, one.predictions));
 			bitmap.close();
 			this.exporting.status.textContent = `${at + 1} of ${all.length} given to the browser`;
 			await new Promise((done) => setTimeout(done, 150)); // Chromium allows 10 per second

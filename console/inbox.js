@@ -57,8 +57,6 @@ class Inbox {
 		this.draw();
 	}
 
-	// --- the gallery ---
-
 	draw() {
 		const {all, filter} = this, count = (verdict) => all.filter((one) => one.verdict === verdict).length;
 		this.counts.textContent = `${all.length} picture${all.length === 1 ? "" : "s"}: ${count("accepted")} accepted, ${count("rejected")} rejected, ${count("none")} undecided`;
@@ -129,8 +127,6 @@ class Inbox {
 		about.before(painted);
 	}
 
-	// --- verdicts ---
-
 	press(event) {
 		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog") || !this.listed.length) return;
 		const across = this.columns(), moves = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across};
@@ -176,8 +172,6 @@ class Inbox {
 		const coco = await askJson(this.at), images = coco.images.filter((one) => !verdict || one.verdict === verdict), kept = new Set(images.map(({id}) => id));
 		download(`${this.id}${verdict ? `-${verdict}` : ""}.json`, JSON.stringify({...coco, images, annotations: coco.annotations.filter((one) => kept.has(one.image_id))}));
 	}
-
-	// --- what a threshold would keep ---
 
 	drawThreshold({scores, threshold, strategy, most}) {
 		const said = status("p"), bins = new Array(50).fill(0);

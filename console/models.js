@@ -23,7 +23,7 @@ export async function show(root, [only]) {
 			versions = (await response.json()).versions;
 			ahead = (new Date(response.headers.get("Date") ?? Date.now()) - Date.now()) / 1000;
 		} catch (error) {
-			if (error.status === 401) return false; // asking again would ask for the key again
+			if (error.status === 401) return false; // wrong keys are counted
 		}
 		draw();
 	};
@@ -105,8 +105,6 @@ async function tellSignature(inside, address, whose) {
 
 const handlerCard = (one, kind) => card(one, kind, facts([["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]]));
 
-// --- reload ---
-
 async function preview(plan) {
 	const found = await askJson("v1/config/reload?dry_run=1", {method: "POST"});
 	const lines = tellPlan(found), close = () => (plan.hidden = true);
@@ -138,7 +136,6 @@ function tellPlan(plan) {
 
 const statesIn = (config) => Object.fromEntries(Object.entries(config).flatMap(([model, {model_version_status: all}]) => all.map((one) => [`${model}, version ${one.version}`, `${one.state}${one.status.error_message ? `: ${one.status.error_message}` : ""}`])));
 
-/** Reload; then show which versions changed state, and the server's answer. */
 async function reload(plan, close) {
 	$(".main", plan).disabled = true;
 	const before = statesIn(await askJson("v1/config")), told = [];

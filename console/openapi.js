@@ -41,7 +41,7 @@ class Operation {
 		Object.assign(this, {url, method, operation, api, fields: [], type: ""});
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
-		this.code = new Code((language, own) => curlOf(own, ...this.call));
+		this.code = new Code((own) => curlOf(own, ...this.call));
 		const body = follow(api, operation.requestBody), parameters = [...shared, ...(operation.parameters ?? [])].map((one) => this.field(follow(api, one)));
 		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
 		fields.oninput = () => this.code.soon();

@@ -20,7 +20,7 @@ export class Result {
 		this.list = make("ol.objects", {label: "Objects"});
 		this.chart = make("div");
 		this.warnings = make("div");
-		this.saves = bar(button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
+		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => this.saveCsv()));
 		this.element = make("div.result", bar(make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
 		viewer.onHover = (one) => this.emphasise(one);
 	}
@@ -104,14 +104,12 @@ export class Result {
 		this.viewer.draw();
 	}
 
-	savePng() {
-		toBlob(paint(this.bitmap, this.shown, this.viewer.opacity)).then((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
-	}
-
 	saveCsv() {
 		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv");
 	}
 }
+
+export const savePicture = async (name, painted) => download(`${withoutEnding(name)}-seen.png`, await toBlob(painted));
 
 function byRange({ranges, counts}) {
 	return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));

@@ -44,7 +44,7 @@ class TensorPanel {
 		this.body = area({className: "body", rows: 8, label: "Body of the request", oninput: () => this.code.soon()});
 		this.answers = make("div");
 		this.json = textBlock("The answer as JSON", () => `${one.name}.json`);
-		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
+		this.code = new Code((own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
 		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
 	}
@@ -119,8 +119,6 @@ class TensorPanel {
 function exampleOf(tensor, b64) {
 	return filled(shapeOf(tensor) ?? [1], tensor.dtype === "DT_STRING" ? (b64 ? {b64} : "hello") : tensor.dtype === "DT_BOOL" ? true : 1);
 }
-
-// --- fields ---
 
 /** A field for an input: {element, fill(value)}; `set(json)` is called when the user changes it. */
 function fieldFor(name, tensor, set, b64) {
@@ -234,8 +232,6 @@ function pixels(bitmap, canvas, shape, [scale, offset], whole) {
 	}));
 	return single ? rows : [rows];
 }
-
-// --- the answer ---
 
 /** The answer as a table and a chart; `only` names a single output. */
 function drawAnswer(answer, only = "output") {

@@ -46,7 +46,10 @@ class TensorPanel {
 		this.json = textBlock("The answer as JSON", () => `${one.name}.json`);
 		this.code = new Code((own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
-		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.exampler = button("Example", () => this.example());
+		this.none = make("p.empty", "It has no signature with inputs, and cannot be called.");
+		this.call = make("div", this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.element = make("div", this.bar, this.none, this.call);
 	}
 
 	get url() {
@@ -61,7 +64,7 @@ class TensorPanel {
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
 		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
-			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), button("Example", () => this.example()));
+			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), this.exampler);
 		this.build();
 	}
 
@@ -75,6 +78,8 @@ class TensorPanel {
 	build() {
 		this.clear();
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
+		this.none.hidden = Object.keys(inputs).length > 0;
+		this.call.hidden = this.exampler.hidden = !this.none.hidden;
 		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
 		this.values = {}; // by input, as JSON: long numbers stay exact
 		this.outputs = Object.keys(outputs);

@@ -1661,6 +1661,20 @@ def test_a_form_is_that_of_the_version_that_is_served_now(page):
     page.says("flower: float [?, 4]", "#panel .fields")
 
 
+@pytest.mark.parametrize("signatures", [{}, {"serving_default": {"outputs": {}}}])
+def test_a_model_that_cannot_be_called_says_so(page, signatures):
+    page.open("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """const metadata = {signature_def: {signature_def: arguments[0]}}, real = window.fetch;
+        window.fetch = async (...of) => String(of[0]).endsWith('/metadata') ? new Response(JSON.stringify({metadata})) : real(...of);
+        document.dispatchEvent(new Event('visibilitychange'));""",
+        signatures,
+    )
+    page.says("It has no signature with inputs, and cannot be called.", "#panel")
+    assert not page.js("return document.querySelector('.send').checkVisibility()")
+
+
 def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
     page.open("try/table")
     page.wait("document.querySelector('.fields textarea')?.value")

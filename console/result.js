@@ -9,7 +9,7 @@ const MOST_LISTED = 500, MOST_BARS = 5;
 
 export class Result {
 	constructor(viewer, onchange) {
-		Object.assign(this, {viewer, onchange, hidden: new Set()});
+		Object.assign(this, {viewer, onchange, hidden: new Set(), rows: new Map()});
 		this.slider = range(0, () => this.draw());
 		this.slider.className = "confidence";
 		this.value = make("span");
@@ -22,7 +22,7 @@ export class Result {
 		this.warnings = make("div");
 		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => this.saveCsv()));
 		this.element = make("div.result", bar(make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
-		viewer.onHover = (one) => this.emphasise(one);
+		viewer.onHover = (one) => this.point(one);
 	}
 
 	/** `again`: the camera's next picture, hidden classes stay hidden. */
@@ -88,9 +88,16 @@ export class Result {
 	}
 
 	emphasise(one) {
-		this.rows?.get(this.viewer.strong)?.classList.remove("strong");
+		this.rows.get(this.viewer.strong)?.classList.remove("strong");
 		this.viewer.emphasise(one);
-		this.rows?.get(one)?.classList.add("strong");
+		this.rows.get(one)?.classList.add("strong");
+	}
+
+	/** Mark the row of a box, in the middle of the list: the page itself stays. */
+	point(one) {
+		const row = this.viewer.strong !== one && this.rows.get(one);
+		this.emphasise(one);
+		if (row) this.list.scrollTop += row.getBoundingClientRect().top - this.list.getBoundingClientRect().top - this.list.clientHeight / 2;
 	}
 
 	drawChart(classes) {

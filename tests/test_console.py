@@ -604,6 +604,17 @@ def test_list_and_drawing_point_at_each_other(page, pictures):
     page.wait("document.querySelector('.objects .strong')?.textContent.startsWith('white cell')")
 
 
+def test_a_box_that_is_pointed_at_leads_its_list_to_the_row(page, pictures):
+    page.open("try/crowd").see(pictures["plain.png"], 300)
+    page.js(
+        """const box = document.querySelector('.viewer .box'); // the last, below all others
+        box.querySelector('.frame').dispatchEvent(new PointerEvent('pointermove', {bubbles: true}));"""
+    )
+    row = page.find(".objects .strong").rect
+    shown = page.find(".objects").rect
+    assert shown["y"] <= row["y"] <= shown["y"] + shown["height"] - row["height"]
+
+
 def test_a_tapped_object_is_pointed_at(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     box = page.browser.find_elements("css selector", ".viewer .box")[-1]

@@ -20,7 +20,9 @@ export async function show(root, names) {
 		const now = findServed(shown.names);
 		if (now?.one.state !== shown.state) choose(now && shown.state === "ready" ? shown.names : names, visit);
 	};
-	await choose(names, visit);
+	const chosen = choose(names, visit);
+	$(".groups [aria-current]")?.scrollIntoView({block: "nearest"});
+	await chosen;
 	if (shown?.visit === visit && $(".groups [aria-current]:focus")) $("#panel h2")?.focus();
 	const end = onCatalogue(look);
 	if ($("#panel")) look();

@@ -496,6 +496,12 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
     assert page.js(listed) == [f"camera-{n}" for n in range(10, 20)]
 
 
+def test_what_an_address_chooses_is_in_sight_in_the_list(page):
+    page.open("try/%2Ffails")
+    entry, shown = (page.find(f".groups{one}").rect for one in (" [aria-current]", ""))
+    assert shown["y"] <= entry["y"] < shown["y"] + shown["height"]
+
+
 def test_what_is_gone_is_not_shown_where_the_address_names_nothing(page):
     page.open()
     heading = "document.querySelector('#panel h2')?.textContent.trim()"

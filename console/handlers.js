@@ -28,6 +28,7 @@ class HandlerPanel {
 	}
 
 	keep() {
+		this.caller.fail("");
 		this.code.soon();
 		const {value} = this.body, text = value.length < 1e5 ? value : undefined; // storage is small
 		session?.setItem(this.place, JSON.stringify({text, type: this.type, method: this.method}));
@@ -36,7 +37,7 @@ class HandlerPanel {
 	take(file) {
 		this.file = file;
 		this.fileName.textContent = file?.name ?? "";
-		this.code.soon();
+		this.keep();
 	}
 
 	get sentType() {

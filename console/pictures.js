@@ -68,6 +68,7 @@ class Panel {
 	}
 
 	chainChanged() {
+		this.caller.fail("");
 		this.code.soon();
 		clearTimeout(this.timer);
 		this.timer = setTimeout(() => this.preview(), 300); // not at each keystroke

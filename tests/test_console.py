@@ -1912,6 +1912,25 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
     assert "Internal server error" not in page.text("body")
 
 
+@pytest.mark.parametrize("name", ["cells", "%2Fecho"])
+def test_an_error_is_gone_when_what_it_is_about_has_changed(page, pictures, name):
+    page.open(f"try/{name}")
+    error = "#panel .error:not([hidden])"
+    if name == "cells":
+        page.see(pictures["plain.png"], 4)
+        page.choose("Routine", "TopK")
+        page.type(".routines input", "-5")
+    else:
+        page.type("#panel .body", "{")
+    page.click("Send")
+    page.wait(f"document.querySelector('{error}')")
+    if name == "cells":
+        page.click("✕")
+    else:
+        page.choose("Body", "text/plain")
+    page.wait(f"!document.querySelector('{error}')")
+
+
 @contextlib.contextmanager
 def offline(browser):
     gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}

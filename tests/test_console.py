@@ -972,6 +972,18 @@ def test_what_the_model_is_shown(page, pictures):
     assert np.abs(red - np.asarray(source)[0]).max() <= 2
 
 
+def test_a_tall_picture_that_the_model_is_shown_fits_the_window(page, pictures):
+    page.open("try/cells").see(pictures["tall.png"], 4)
+    page.click("What the model is shown")
+    page.wait("document.querySelector('.preview canvas')")
+    shown = page.find(".preview canvas").rect
+    assert shown["height"] <= page.js("return innerHeight")
+    drawn = page.js(
+        "const one = document.querySelector('.preview canvas'); return one.width / one.height"
+    )
+    assert shown["width"] / shown["height"] == pytest.approx(drawn, rel=0.05)
+
+
 def test_the_preview_of_resize_and_tile_is_asked_once_for_what_is_typed(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.click("What the model is shown")

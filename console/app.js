@@ -36,8 +36,6 @@ export async function attempt(work) {
 
 const showError = (text) => ($("#error").textContent = text);
 
-// --- the key ---
-
 let asking, declined = false;
 
 /** Ask for the key, once for all requests; true for a new one. Who has cancelled is left alone by the page's own requests. */

@@ -55,7 +55,6 @@ export class Camera {
 		if (live) this.running = this.run(this.live);
 	}
 
-	/** Send pictures, each once the last is answered. */
 	async run(live) {
 		let last = performance.now(), rate = 0;
 		while (this.live === live) {

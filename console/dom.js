@@ -99,7 +99,6 @@ export const dot = (state) => make("span", {className: `dot ${state}`, role: "im
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-/** A number with its unit; "–" if the server gives none. */
 export const show = (value, unit = "", digits = 0) => (value == null ? "–" : value.toFixed(digits) + unit);
 
 export function milliseconds(value) {
@@ -136,7 +135,7 @@ export function copyButton(text) {
 	return made;
 }
 
-/** Whether a text was copied; without https a browser has no clipboard. */
+/** Without https a browser has no clipboard. */
 async function copied(text, from) {
 	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
 	const area = make("textarea.away", {value: text});

@@ -94,7 +94,6 @@ export class Gallery {
 		return this.those("done").filter((one) => !one.row.hidden);
 	}
 
-	/** Show a picture and its answer, which is asked for again if it failed or was stopped. */
 	async open(picture) {
 		const {panel} = this, {blob, name} = picture;
 		if (["failed", "stopped"].includes(picture.state)) {

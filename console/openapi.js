@@ -58,9 +58,9 @@ class Operation {
 
 	/** A text for JSON; else a field per part of a form, or one for a file. */
 	bodyFields({content = {}}) {
-		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0] ?? "", form = make("div.fields");
+		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0], form = make("div.fields");
 		const pick = (type) => {
-			const {example, examples, schema} = content[type] ?? {}, json = type.includes("json"), parts = json ? {} : follow(this.api, schema)?.properties ?? {file: {format: "binary"}};
+			const {example, examples, schema} = content[type], json = type.includes("json"), parts = json ? {} : follow(this.api, schema)?.properties ?? {file: {format: "binary"}};
 			this.type = type;
 			this.form = Object.entries(parts).map(([name, {format}]) => [name, make("input", {type: format === "binary" ? "file" : "text"})]);
 			fill(form, this.form.map(([name, input]) => make("label", name, input)));
@@ -72,10 +72,9 @@ class Operation {
 		return make("div", types.length > 1 ? select("Body", types, pick, first) : make("span.soft", first), this.body, form);
 	}
 
-	/** Statuses with their meaning; a shared schema only once. */
 	answers() {
 		const told = new Set([""]);
-		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => {
+		return make("ul", Object.entries(this.operation.responses).map(([status, one]) => {
 			const {description = "", content} = follow(this.api, one), schema = tellContent(this.api, content);
 			return make("li", `${status}: ${description}`, !told.has(schema) && told.add(schema) && make("pre", {tabIndex: 0}, schema));
 		}));

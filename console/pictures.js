@@ -36,7 +36,7 @@ class Panel {
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
 		this.compare = new Compare(this);
 		this.code = new Code((own) => ({picture: this.name, ...codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`)}));
-		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
+		this.json = textBlock("The answer as JSON", () => `${this.name}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});

@@ -1524,6 +1524,35 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
 
 
 @pytest.mark.parametrize(
+    ("answer", "rows", "bars"),
+    [
+        ([[[n, -n, 1] for n in range(50)]], [[n, n, -n, 1] for n in range(50)], []),
+        (
+            [[n * 5 % 1001 / 1e3 for n in range(1001)]],
+            None,
+            sorted(range(1001), key=lambda n: -(n * 5 % 1001))[:5],
+        ),
+    ],
+)
+def test_a_batch_of_one_is_a_table_and_of_many_numbers_the_greatest_are_a_chart(
+    page, answer, rows, bars
+):
+    page.open("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """const real = window.fetch, all = JSON.stringify({outputs: arguments[0]});
+        window.fetch = (...of) => String(of[0]).endsWith(':predict') ? Promise.resolve(new Response(all, {headers: {'Content-Type': 'application/json'}})) : real(...of);""",
+        answer,
+    )
+    page.click("Send")
+    page.wait("document.querySelector('#panel tbody tr')")
+    cells = "return [...document.querySelectorAll('#panel tbody tr')].map((one) => [...one.children].map((each) => Number(each.textContent)))"
+    assert rows in (None, page.js(cells))
+    names = "return [...document.querySelectorAll('.barrow')].map((one) => Number(one.firstChild.textContent))"
+    assert page.js(names) == bars
+
+
+@pytest.mark.parametrize(
     ("typed", "sent", "told"),
     [
         ("1,,3,4", '[[1,"",3,4]]', "“” is not a valid float"),
@@ -1533,6 +1562,9 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
         ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is not a valid float"),
         ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is not a valid float"),
         ("", "[]", ""),
+        ("a,b,c,d\n1,2,3,4", "[[1,2,3,4]]", "The first line is left out, as a header."),
+        ("a,b,c,1\n1,2,3,4", '[["a","b","c",1],[1,2,3,4]]', "“a” is not a valid float"),
+        ("NaN,NaN,NaN,NaN\n1,2,3,4", "[[NaN,NaN,NaN,NaN],[1,2,3,4]]", ""),
     ],
 )
 def test_what_is_sent_is_what_a_table_shows(page, typed, sent, told):

@@ -17,7 +17,7 @@ export class Result {
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");
 		this.chips = make("div");
-		this.list = make("ol.objects", {label: "Objects"});
+		this.list = make("ol.objects", {label: "Objects", onkeydown: (event) => this.step(event)});
 		this.chart = make("div");
 		this.warnings = make("div");
 		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => this.saveCsv()));
@@ -80,7 +80,7 @@ export class Result {
 		this.rows = new Map();
 		fill(this.list, shown.slice(0, MOST_LISTED).map((one) => {
 			const on = () => this.emphasise(one), off = () => this.emphasise(null);
-			const row = button("", on, {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
+			const row = button("", on, {tabIndex: this.rows.size ? -1 : 0, onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
 			return make("li", row);
@@ -91,6 +91,14 @@ export class Result {
 		this.rows.get(this.viewer.strong)?.classList.remove("strong");
 		this.viewer.emphasise(one);
 		this.rows.get(one)?.classList.add("strong");
+	}
+
+	/** The list is one stop of the Tab key: arrows move in it. */
+	step(event) {
+		const next = {ArrowDown: "nextSibling", ArrowUp: "previousSibling"}[event.key];
+		if (!next) return;
+		event.preventDefault();
+		event.target.parentElement[next]?.firstChild.focus?.();
 	}
 
 	/** Mark the row of a box, in the middle of the list: the page itself stays. */

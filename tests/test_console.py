@@ -621,6 +621,17 @@ def test_a_box_that_is_pointed_at_leads_its_list_to_the_row(page, pictures):
     assert shown["y"] <= row["y"] <= shown["y"] + shown["height"] - row["height"]
 
 
+def test_the_list_of_objects_is_one_stop_of_the_keyboard(page, pictures):
+    page.open("try/crowd").see(pictures["plain.png"], 300)
+    page.js("document.querySelector('.objects button').focus()")
+    for keys, row in ((Keys.ARROW_DOWN * 2, 2), (Keys.ARROW_UP, 1)):
+        page.browser.switch_to.active_element.send_keys(keys)
+        rows = "[...document.querySelectorAll('.objects button')]"
+        assert page.js(f"return {rows}.indexOf(document.activeElement)") == row
+    page.browser.switch_to.active_element.send_keys(Keys.TAB)
+    assert page.browser.switch_to.active_element.text == "PNG"
+
+
 def test_a_tapped_object_is_pointed_at(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     box = page.browser.find_elements("css selector", ".viewer .box")[-1]

@@ -1,6 +1,6 @@
 // Models: cards of all that is served; load and free; a reload's changes. `#models/shapes`.
 
-import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
+import {KINDS, ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
 import {$, bar, button, bytes, details, dot, duration, fill, fits, link, make, search, table, textBlock} from "./dom.js";
 import {morph, poll} from "./live.js";
@@ -33,10 +33,9 @@ export async function show(root, [only]) {
 }
 
 function drawAll(only, sought) {
-	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const wanted = ({name}) => (only ? name === only : fits(name, sought));
-	const parts = all.flatMap(([title, list, card]) => {
-		const fit = list.filter(wanted).map((one) => card(one, title.toLowerCase(), Boolean(only)));
+	const parts = KINDS.filter(({id}) => id !== "pictures").flatMap(({id, title, list}) => {
+		const fit = list().filter(wanted).map((one) => (id === "handlers" ? handlerCard : modelCard)(one, id, Boolean(only)));
 		return fit.length ? [make("h2", {"data-key": title}, `${title} (${fit.length})`), make("div.cards", {"data-key": `of ${title}`}, fit)] : [];
 	});
 	return make("div.part", parts.length ? parts : make("p.empty", nothing(only || sought)));

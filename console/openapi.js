@@ -56,7 +56,6 @@ class Operation {
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
-	/** A text for JSON; else a field per part of a form, or one for a file. */
 	bodyFields({content = {}}) {
 		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0], form = make("div.fields");
 		const pick = (type) => {

@@ -96,8 +96,7 @@ export class Result {
 	/** The list is one stop of the Tab key: arrows move in it. */
 	step(event) {
 		const next = {ArrowDown: "nextSibling", ArrowUp: "previousSibling"}[event.key];
-		if (!next) return;
-		event.preventDefault();
+		if (next) event.preventDefault();
 		event.target.parentElement[next]?.firstChild.focus?.();
 	}
 

@@ -193,7 +193,6 @@ export class Viewer {
 		return layer;
 	}
 
-	/** Width and height of the picture as it is drawn. */
 	get size() {
 		return [this.canvas.width * this.view.scale, this.canvas.height * this.view.scale];
 	}

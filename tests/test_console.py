@@ -2165,6 +2165,7 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
         ("turned.jpg", "image=@turned.jpg", "turned.jpg"),
         ('it\'s [a], "b" $& \\ c.jpg', 'image=@"', "'it'\\''s [a], \"b\" $& \\ c.jpg'"),
     ],
+    ids=["plain", "odd"],
 )
 def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures, name, form, word):
     file = pictures["turned.jpg"].parent / name

@@ -38,12 +38,7 @@ export function takeKeyFromAddress() {
 	history.replaceState(null, "", location.pathname + location.search);
 }
 
-class ServerError extends Error {
-	constructor(text, {status, id} = {}) {
-		super(id && !text.includes(id) ? `${text}\nRequest ${id}` : text);
-		this.status = status;
-	}
-}
+const serverError = (text, status, id) => Object.assign(new Error(id && !text.includes(id) ? `${text}\nRequest ${id}` : text), {status});
 
 export const contact = {seen: Date.now(), gone: false};
 
@@ -51,7 +46,7 @@ function unreachable(error) {
 	if (error.name === "AbortError") throw error;
 	if (error.name === "SyntaxError") throw new Error("The server has a newer page: reload this one.");
 	contact.gone = true;
-	throw new ServerError("The server cannot be reached.");
+	throw new Error("The server cannot be reached.");
 }
 
 export const load = (name) => import(`./${name}.js`).catch(unreachable);
@@ -70,7 +65,7 @@ async function send(url, options) {
 }
 
 /**
- * Ask the server. Throws a ServerError with its own words; a 401 asks the user for the key, and then
+ * Ask the server. Throws an Error with its words and `status`; a 401 asks the user for the key, and then
  * asks again. `page` says whether the question is the page's own, which is not counted, or the user's call.
  */
 export async function ask(path, {page = true, headers = {}, ...options} = {}) {
@@ -80,10 +75,10 @@ export async function ask(path, {page = true, headers = {}, ...options} = {}) {
 	const response = !unsent && await send(new URL(path, BASE), {...options, headers: sent});
 	if (response && !/max-age/.test(response.headers.get("Cache-Control"))) Object.assign(contact, {seen: Date.now(), gone: false});
 	if (response.ok) return response;
-	const error = unsent ? new ServerError("A key may only have printable ASCII characters.", {status: 401}) : await readError(response);
+	const error = unsent ? serverError("A key may only have printable ASCII characters.", 401) : await readError(response);
 	if (error.status !== 401) throw error;
 	// An answer to a key that has since been replaced says nothing about the new one.
-	if (key.get() === tried && !(await askForKey(tried ? error.message : ""))) throw error;
+	if (key.get() === tried && !(await askForKey(tried ? error.message : "", page))) throw error;
 	return ask(path, {page, headers, ...options});
 }
 
@@ -110,7 +105,7 @@ async function readError(response) {
 	} catch {
 		// no JSON: the text itself
 	}
-	return new ServerError(said, {status: response.status, id});
+	return serverError(said, response.status, id);
 }
 
 /** The times that the server tells: ms by part. */
@@ -147,9 +142,22 @@ export async function refresh(signal) {
 	if (catalogue.loading.waiting.length) again = setTimeout(keepUp, 1000);
 }
 
-/** Read it; again in 5 s on any failure but a key's. */
 function keepUp() {
 	refresh().catch((error) => error.status !== 401 && (again = setTimeout(keepUp, 5000)));
+}
+
+const callOfModel = (name) => `v1/models/${path(name)}:predict`;
+
+/** What can be called: title, list in the catalogue, path of a call, module to try it. */
+export const KINDS = [["Pictures", "deployments", (name) => `${path(name)}/predict`, "pictures"], ["Models", "models", callOfModel, "tensors"],
+	["Pipelines", "pipelines", callOfModel, "pipelines"], ["Handlers", "handlers", (name) => name.slice(1), "handlers"]]
+	.map(([title, list, callOf, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], callOf, module}));
+
+/** What `[name]` or `[kind, name]` chooses; for neither, the first to show. */
+export function findServed(names) {
+	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
+	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
+	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
 }
 
 export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");

@@ -3,7 +3,7 @@
 import {catalogue, contact, decoded, key, load, onCatalogue, refresh, takeKeyFromAddress, whenKeyIsNeeded} from "./api.js";
 import {$, button, duration, fill, make, several} from "./dom.js";
 
-const links = [...document.querySelectorAll("nav a")]; // to the parts, each a module
+const links = [...document.querySelectorAll("nav a")];
 
 let shown = {turn: 0};
 
@@ -36,12 +36,11 @@ export async function attempt(work) {
 
 const showError = (text) => ($("#error").textContent = text);
 
-// --- the key ---
+let asking, declined = false;
 
-let asking;
-
-/** Ask for the key, once for all requests; true for a new one. */
-function askForKey(reason) {
+/** Ask for the key, once for all requests; true for a new one. Who has cancelled is left alone by the page's own requests. */
+function askForKey(reason, own) {
+	if (own && declined) return false;
 	asking ??= new Promise((done) => {
 		const dialog = $("#key-dialog"), input = $("#key-input");
 		$("#key-error").textContent = reason;
@@ -53,7 +52,8 @@ function askForKey(reason) {
 			const given = dialog.returnValue === "ok" && input.value.trim();
 			if (given) key.set(given, $("#key-remember").checked);
 			input.value = "";
-			done(Boolean(given));
+			declined = !given;
+			done(!declined);
 		};
 		dialog.showModal();
 	});
@@ -69,8 +69,6 @@ function showKey() {
 async function changeKey() {
 	if (await askForKey("")) await start();
 }
-
-// --- start ---
 
 function showLoading() {
 	const {of, waiting} = catalogue.loading;
@@ -109,6 +107,7 @@ $(".skip").onclick = (event) => {
 $("#key-show").onchange = () => ($("#key-input").type = $("#key-show").checked ? "text" : "password");
 $("#change-key").onclick = changeKey;
 addEventListener("hashchange", () => {
+	declined = false;
 	if (location.hash.startsWith("#key=")) {
 		takeKeyFromAddress();
 		start();

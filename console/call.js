@@ -5,7 +5,6 @@ import {timeBar} from "./charts.js";
 import {button, fill, make, status} from "./dom.js";
 
 export class Caller {
-	/** The button runs `send`, which calls `run`. */
 	constructor(send, text = "Send") {
 		this.button = button(text, send, {className: "main send"});
 		this.stop = button("Stop", () => this.abort?.abort(), {hidden: true});
@@ -28,6 +27,7 @@ export class Caller {
 
 	/** The button works again, and has the focus if it had it before. */
 	rest() {
+		if (this.quiet) return; // the next call follows at once
 		const at = document.activeElement;
 		this.button.disabled = false;
 		if (at === this.stop || (this.held && at === document.body)) this.button.focus();
@@ -53,14 +53,14 @@ export class Caller {
 		this.held = document.activeElement === this.button;
 		this.button.disabled = true;
 		this.stop.hidden = false;
-		const ticking = setInterval(() => this.tick(began), 200);
+		const ticking = setInterval(() => this.quiet || this.tick(began), 200);
 		this.queue = this.status.textContent = "";
 		try {
 			const response = await question(abort.signal), took = performance.now() - began, {answer, text} = await readAnswer(response);
 			if (turn !== this.turn) return;
 			const time = timing(response, took);
 			fill(this.times, timeBar(time));
-			this.status.textContent = "Answered.";
+			this.status.textContent = this.quiet ? "" : "Answered.";
 			return {response, answer, time, text};
 		} catch (error) {
 			if (turn !== this.turn) return;

@@ -1,6 +1,6 @@
 // The camera: one picture, or live with one request in flight.
 
-import {button, drawOn, make, status, toBlob} from "./dom.js";
+import {button, drawOn, make, toBlob} from "./dom.js";
 
 export class Camera {
 	constructor(take, caller) {
@@ -8,7 +8,7 @@ export class Camera {
 		this.button = button("Camera", () => (this.stream ? this.end() : this.begin()));
 		this.video = make("video", {muted: true, playsInline: true, autoplay: true, label: "The camera's picture"});
 		this.liver = button("Live", () => this.setLive(!this.live), {ariaPressed: "false"});
-		this.rate = status();
+		this.rate = make("span.soft");
 		caller.stop.addEventListener("click", () => this.setLive(false));
 		this.element = make("div.bar.card", {hidden: true}, this.video, button("Take a picture", () => this.shoot()), this.liver, this.rate, button("Close the camera", () => this.end()));
 	}
@@ -47,13 +47,14 @@ export class Camera {
 	}
 
 	setLive(live) {
+		this.caller.quiet = live;
+		if (this.live && !live) this.caller.rest();
 		this.live = live && {};
 		this.liver.ariaPressed = String(live);
 		this.rate.textContent = "";
 		if (live) this.running = this.run(this.live);
 	}
 
-	/** Send pictures, each once the last is answered. */
 	async run(live) {
 		let last = performance.now(), rate = 0;
 		while (this.live === live) {

@@ -8,10 +8,13 @@ const PICTURE = "picture.jpg"; // in the server's programs
 
 const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
+/** A file of a form, as curl's -F takes it. */
+const partOf = (name, file) => `${name}=@${/^[\w.-]+$/.test(file) ? file : `"${file.replace(/["\\]/g, "\\$&")}"`}`;
+
 /** A call for curl, in one line; a long body, or one of several lines, is a `file` beside it. */
 export function curlOf(own, url, method, headers, body) {
 	const file = body instanceof Blob ? body : body?.length > LONGEST || body?.includes?.("\n") ? new File([body], "body.txt") : null;
-	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", `${name}=@"${value.name.replace(/["\\]/g, "\\$&")}"`] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
+	const parts = body instanceof FormData ? [...body].flatMap(([name, value]) => (value.name ? ["-F", partOf(name, value.name)] : ["--form-string", `${name}=${value}`])) : body ? ["--data-raw", body] : [];
 	const all = {...(key.get() && {Authorization: `Bearer ${own ?? "YOUR_KEY"}`}), ...headers};
 	const words = ["curl", "--fail-with-body", "-X", method, ...Object.entries(all).flatMap(([name, value]) => ["-H", `${name}: ${value}`]), ...(file ? ["--data-binary", `@${file.name}`] : parts), String(new URL(url, BASE))];
 	return {curl: words.map(word).join(" "), file};
@@ -29,7 +32,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 	return curlOf(own, url, method, {"Content-Type": type}, body);
 }
 
-/** `question(language, key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
+/** `question(key)` tells which code: {body} to ask for it with, or {curl, file}; `picture` names one. */
 export class Code {
 	constructor(question, summary = "This call as code") {
 		Object.assign(this, {question, turn: 0});
@@ -59,13 +62,13 @@ export class Code {
 		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();
 		try {
-			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(list.value, own);
+			const own = this.withKey.checked ? key.get() : undefined, {body, curl, file, picture = PICTURE} = this.question(own);
 			list.disabled = Boolean(curl);
 			if (curl) list.value = "curl";
 			this.hint.className = "soft";
-			fill(this.hint, `Needs ${this.chosen.needs}. Save it as ${this.chosen.file}, then run ${this.chosen.run.replace(PICTURE, picture)}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
+			fill(this.hint, `Needs ${this.chosen.needs}. Save it as ${this.chosen.file}, then run ${this.chosen.run.replace(PICTURE, () => word(picture))}`, file && [" beside ", button(file.name, () => download(file.name, file))]);
 			const code = curl ?? (await (await post(`v1/client/${list.value}`, body, undefined, true)).text());
-			if (turn === this.turn) this.block.say(code.replaceAll(PICTURE, picture));
+			if (turn === this.turn) this.block.say(code.replace(partOf("image", PICTURE), () => word(partOf("image", picture))));
 		} catch (error) {
 			if (turn !== this.turn) return;
 			Object.assign(this.hint, {className: "error", textContent: error.message});

@@ -1,35 +1,22 @@
 // Connect: addresses and code of all that is served; `#connect/api` reads the OpenAPI document.
 
-import {BASE, askJson, catalogue, key, load, nothing, path} from "./api.js";
+import {BASE, KINDS, askJson, findServed, key, load, nothing, path} from "./api.js";
 import {Code, codeOf} from "./code.js";
-import {bar, button, copy, fill, make, option} from "./dom.js";
+import {bar, copyButton, fill, make, option} from "./dom.js";
 
-function targets() {
-	const model = (group) => ({name}) => ({group, name, url: `v1/models/${path(name)}:predict`});
-	return [
-		...catalogue.deployments.map(({name}) => ({group: "Pictures", name, url: `${path(name)}/predict`})),
-		...catalogue.models.map(model("Models")),
-		...catalogue.pipelines.map(model("Pipelines")),
-		...catalogue.handlers.map(({name, methods}) => ({group: "Handlers", name, url: name.slice(1), method: methods[0]})),
-	];
-}
-
-export async function show(root, [group, name]) {
-	if (group === "api") {
+export async function show(root, names) {
+	if (names[0] === "api") {
 		const {showApi} = await load("openapi");
 		return showApi(root, tabs("api"), await askJson("openapi.json"));
 	}
-	const all = targets(), one = all.find((each) => each.group.toLowerCase() === group && each.name === name) ?? (name === undefined ? all[0] : null);
-	if (!one) return fill(root, tabs("code"), make("p.empty", nothing(name)));
-	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)});
-	for (const each of all) {
-		const last = list.lastElementChild?.label === each.group ? list.lastElementChild : list.appendChild(make("optgroup", {label: each.group}));
-		last.append(option(`${each.group.toLowerCase()}/${path(each.name)}`, each.name, each === one));
-	}
-	const address = String(new URL(one.url, BASE)), code = new Code((language, own) => codeOf(own, one.url, undefined, one.method), "");
-	const copying = button("Copy", () => copy(address, copying));
+	const found = findServed(names);
+	if (!found) return fill(root, tabs("code"), make("p.empty", nothing(names.at(-1))));
+	const {kind, one} = found, url = kind.callOf(one.name), method = one.methods?.[0];
+	const groups = KINDS.map(({id, title, list: all}) => all().length > 0 && make("optgroup", {label: title}, all().map((each) => option(`${id}/${path(each.name)}`, each.name, each === one))));
+	const list = make("select", {id: "target", onchange: () => (location.hash = `#connect/${list.value}`)}, groups);
+	const address = String(new URL(url, BASE)), code = new Code((own) => codeOf(own, url, undefined, method), "");
 	fill(root, tabs("code"), bar(make("label", "Call ", list)),
-		make("p", make("strong", `${one.method ?? "POST"} `), make("code", address), " ", copying),
+		make("p", make("strong", `${method ?? "POST"} `), make("code", address), " ", copyButton(() => address)),
 		key.get() && make("p.soft", "Send your key as ", make("code", "Authorization: Bearer YOUR_KEY"), " or ", make("code", "x-api-key: YOUR_KEY"), "."), code.element);
 	return code.show();
 }

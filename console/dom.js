@@ -50,7 +50,6 @@ export const search = (label, oninput, placeholder = "Search…", properties) =>
 
 export const fits = (text, sought) => text.toLowerCase().includes(sought.trim().toLowerCase());
 
-/** The first names, and how many more there are. */
 export const several = (names, most) => names.slice(0, most).join(", ") + (names.length > most ? ` and ${names.length - most} more` : "");
 
 export const area = (properties) => make("textarea", {spellcheck: false, ...properties});
@@ -59,7 +58,6 @@ export const range = (value, oninput, step = 0.01) => make("input", {type: "rang
 
 export const status = (name = "span.soft") => make(name, {role: "status"});
 
-/** Draw a picture, canvas or video onto a canvas, in its size or a given one. */
 export function drawOn(canvas, bitmap, width = bitmap.width, height = bitmap.height) {
 	Object.assign(canvas, {width, height});
 	const on = canvas.getContext("2d");
@@ -103,7 +101,6 @@ export const dot = (state) => make("span", {className: `dot ${state}`, role: "im
 
 export const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-/** A number with its unit; "–" if the server gives none. */
 export const show = (value, unit = "", digits = 0) => (value == null ? "–" : value.toFixed(digits) + unit);
 
 export function milliseconds(value) {
@@ -132,12 +129,15 @@ export function pretty(value, most = 200000) {
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
-/** Copy text; without https a browser has no clipboard. */
-export async function copy(text, from) {
-	from.textContent = (await copied(text, from)) ? "Copied" : "The browser does not let the page copy.";
-	setTimeout(() => (from.textContent = "Copy"), 1500);
+export function copyButton(text) {
+	const made = button("Copy", async () => {
+		made.textContent = (await copied(text(), made)) ? "Copied" : "The browser does not let the page copy.";
+		setTimeout(() => (made.textContent = "Copy"), 1500);
+	});
+	return made;
 }
 
+/** Without https a browser has no clipboard. */
 async function copied(text, from) {
 	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
 	const area = make("textarea.away", {value: text});
@@ -158,9 +158,8 @@ export function download(name, content, type = "application/json") {
 export function textBlock(label, file) {
 	const text = make("pre", {tabIndex: 0, role: "region", label});
 	let whole = "";
-	const copying = button("Copy", () => copy(whole, copying));
 	const saving = file && button("Download", () => download(file(), whole, "text/plain"));
-	const block = make("div.block", {hidden: true}, bar(copying, saving), text);
+	const block = make("div.block", {hidden: true}, bar(copyButton(() => whole), saving), text);
 	const say = (value, shown = value) => {
 		whole = value;
 		text.textContent = shown;
@@ -184,7 +183,6 @@ for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event
 /** Pasted in Try: into the zone with the keyboard, else the first. */
 addEventListener("paste", ({target, clipboardData}) => target.matches("textarea, input:not([type=file], [type=range], [type=checkbox])") || (target.closest("#panel .drop") ?? $("#panel .drop"))?.give(clipboardData.files));
 
-/** A zone to choose or drop files. */
 export function dropZone(text, take, {accept, multiple, extra} = {}) {
 	const give = (files) => files.length && take([...files]);
 	const input = make("input", {type: "file", accept, multiple}), zone = make("div.drop", {give}, make("label.button", text, input), extra);

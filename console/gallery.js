@@ -1,9 +1,9 @@
 // Several pictures at once: three requests at a time, progress, filter, exports.
 
 import {Caller} from "./call.js";
-import {bar, button, download, fill, fits, make, search, sizeOf, status, toBlob, withoutEnding} from "./dom.js";
+import {bar, button, download, fill, fits, make, search, sizeOf, status} from "./dom.js";
 import {drawThumb, predict, readPicture} from "./predict.js";
-import {csvOf} from "./result.js";
+import {csvOf, savePicture} from "./result.js";
 import {paint} from "./viewer.js";
 
 const AT_ONCE = 3;
@@ -80,7 +80,10 @@ export class Gallery {
 	}
 
 	sift() {
-		for (const {name, predictions, row} of this.pictures) row.hidden = ![name, ...predictions.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
+		for (const {name, predictions, row} of this.pictures) {
+			const seen = predictions.some((one) => one.bound) ? predictions : predictions.slice(0, 1); // a classifier names all classes
+			row.hidden = ![name, ...seen.map((one) => one.tag.name)].some((text) => fits(text, this.filter.value));
+		}
 	}
 
 	those(state) {
@@ -91,7 +94,6 @@ export class Gallery {
 		return this.those("done").filter((one) => !one.row.hidden);
 	}
 
-	/** Show a picture and its answer, which is asked for again if it failed or was stopped. */
 	async open(picture) {
 		const {panel} = this, {blob, name} = picture;
 		if (["failed", "stopped"].includes(picture.state)) {
@@ -127,7 +129,7 @@ export class Gallery {
 		for (const [at, one] of all.entries()) {
 			const bitmap = await readPicture(this.panel.one.id, one.blob);
 			if (!this.pictures.includes(one)) return;
-			download(`${withoutEnding(one.name)}-seen.png`, await toBlob(paint(bitmap, one.predictions)));
+			await savePicture(one.name, paint(bitmap, one.predictions));
 			bitmap.close();
 			this.exporting.status.textContent = `${at + 1} of ${all.length} given to the browser`;
 			await new Promise((done) => setTimeout(done, 150)); // Chromium allows 10 per second

@@ -21,13 +21,14 @@ class HandlerPanel {
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", () => `${one.path.split("/").at(-1)}.json`);
-		this.code = new Code((language, own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
+		this.code = new Code((own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
 		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.keep((this.method = value)), this.method),
 			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.keep((this.type = value)), this.type), this.caller.buttons);
 		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
 	}
 
 	keep() {
+		this.caller.fail("");
 		this.code.soon();
 		const {value} = this.body, text = value.length < 1e5 ? value : undefined; // storage is small
 		session?.setItem(this.place, JSON.stringify({text, type: this.type, method: this.method}));
@@ -36,7 +37,7 @@ class HandlerPanel {
 	take(file) {
 		this.file = file;
 		this.fileName.textContent = file?.name ?? "";
-		this.code.soon();
+		this.keep();
 	}
 
 	get sentType() {

@@ -58,8 +58,6 @@ class Inbox {
 		this.draw();
 	}
 
-	// --- the gallery ---
-
 	draw() {
 		const {all, filter} = this, count = (verdict) => all.filter((one) => one.verdict === verdict).length;
 		this.counts.textContent = `${all.length} picture${all.length === 1 ? "" : "s"}: ${count("accepted")} accepted, ${count("rejected")} rejected, ${count("none")} undecided`;
@@ -137,8 +135,6 @@ class Inbox {
 		about.before(painted);
 	}
 
-	// --- verdicts ---
-
 	press(event) {
 		this.typed = true;
 		if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, dialog") || !this.listed.length) return;
@@ -185,8 +181,6 @@ class Inbox {
 		const coco = await askJson(this.at), images = coco.images.filter((one) => !verdict || one.verdict === verdict), kept = new Set(images.map(({id}) => id));
 		download(`${this.id}${verdict ? `-${verdict}` : ""}.json`, JSON.stringify({...coco, images, annotations: coco.annotations.filter((one) => kept.has(one.image_id))}));
 	}
-
-	// --- what a threshold would keep ---
 
 	drawThreshold({scores, threshold, strategy, most}) {
 		const said = status("p"), bins = new Array(50).fill(0);

@@ -1,6 +1,6 @@
 // Models: cards of all that is served; load and free; a reload's changes. `#models/shapes`.
 
-import {ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
+import {KINDS, ask, askJson, catalogue, nothing, onCatalogue, path, refresh} from "./api.js";
 import {attempt} from "./app.js";
 import {$, bar, button, bytes, dot, duration, fill, fits, link, make, search, table} from "./dom.js";
 import {morph, poll} from "./live.js";
@@ -21,7 +21,7 @@ export async function show(root, [only]) {
 			if (turn++ % 6 === 5) await refresh();
 			await readCounts();
 		} catch (error) {
-			if (error.status === 401) return false; // asking again would ask for the key again
+			if (error.status === 401) return false; // wrong keys are counted
 		}
 		draw();
 	};
@@ -37,10 +37,9 @@ async function readCounts() {
 }
 
 function drawAll(only, sought) {
-	const all = [["Models", catalogue.models, modelCard], ["Pipelines", catalogue.pipelines, modelCard], ["Handlers", catalogue.handlers, handlerCard]];
 	const wanted = ({name}) => (only ? name === only : fits(name, sought));
-	const parts = all.flatMap(([title, list, card]) => {
-		const fit = list.filter(wanted).map((one) => card(one, title.toLowerCase(), Boolean(only)));
+	const parts = KINDS.filter(({id}) => id !== "pictures").flatMap(({id, title, list}) => {
+		const fit = list().filter(wanted).map((one) => (id === "handlers" ? handlerCard : modelCard)(one, id, Boolean(only)));
 		return fit.length ? [make("h2", {"data-key": title}, `${title} (${fit.length})`), make("div.cards", {"data-key": `of ${title}`}, fit)] : [];
 	});
 	return make("div.part", parts.length ? parts : make("p.empty", nothing(only || sought)));
@@ -89,7 +88,6 @@ async function act(where, verb) {
 	if (document.activeElement === document.body) document.getElementById(where)?.focus();
 }
 
-/** Asked for once unfolded. */
 function signature(one, states, open) {
 	const numbers = states.filter(({state}) => state === "AVAILABLE").map(({version}) => version);
 	const parts = (numbers.length ? numbers : [null]).map((version) => {
@@ -106,8 +104,6 @@ async function tellSignature(inside, address, whose) {
 }
 
 const handlerCard = (one, kind) => card(one, kind, calls(one.path, [["Path", make("code", one.path)], ["Methods", one.methods.join(", ")], ["Envelope", one.envelope]], counts[one.path] ?? {requests: 0}));
-
-// --- reload ---
 
 async function preview(plan) {
 	const close = () => (plan.hidden = true);
@@ -139,13 +135,11 @@ function tellPlan(plan) {
 	return lines;
 }
 
-/** The state of each version, as the server tells it now. */
 async function readStates() {
 	await refresh();
 	return Object.fromEntries(catalogue.models.flatMap(({name, versions: all}) => all.map(({version, state, status}) => [`${name}, version ${version}`, `${state} ${status.error_message}`])));
 }
 
-/** Reload; then show the `changes` that were asked for, and which versions changed state. */
 async function reload(plan, changes, close) {
 	$(".main", plan).disabled = true;
 	const before = await readStates();

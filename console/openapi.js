@@ -41,7 +41,7 @@ class Operation {
 		Object.assign(this, {url, method, operation, api, fields: [], type: ""});
 		this.caller = new Caller(() => this.send(), "Try it");
 		this.answer = textBlock("The answer");
-		this.code = new Code((language, own) => curlOf(own, ...this.call));
+		this.code = new Code((own) => curlOf(own, ...this.call));
 		const body = operation.requestBody, parameters = operation.parameters?.map((one) => this.field(one));
 		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
 		fields.oninput = () => this.code.soon();
@@ -56,7 +56,6 @@ class Operation {
 		return make("label", {title: description}, `${name}${required ? " *" : ""} (${parameter.in})`, input);
 	}
 
-	/** A text for JSON; else a field per part of a form, or one for a file. */
 	bodyFields({content}) {
 		const types = Object.keys(content), first = types.find((one) => one.includes("json")) ?? types[0], form = make("div.fields");
 		const pick = (type) => {
@@ -72,16 +71,14 @@ class Operation {
 		return make("div", types.length > 1 ? select("Body", types, pick, first) : make("span.soft", first), this.body, form);
 	}
 
-	/** Statuses with their meaning; a shared schema only once. */
 	answers() {
 		const told = new Set([""]);
-		return make("ul", Object.entries(this.operation.responses ?? {}).map(([status, one]) => {
+		return make("ul", Object.entries(this.operation.responses).map(([status, one]) => {
 			const {description = "", content} = follow(this.api, one), schema = tellContent(this.api, content);
 			return make("li", `${status}: ${description}`, !told.has(schema) && told.add(schema) && make("pre", {tabIndex: 0}, schema));
 		}));
 	}
 
-	/** The filled-in URL, method, headers and body. */
 	get call() {
 		let url = this.url.slice(1), body;
 		const query = new URLSearchParams(), headers = {};

@@ -35,8 +35,8 @@ class Panel {
 		this.gallery = new Gallery(this);
 		this.camera = new Camera((blob) => this.take(blob, "camera.jpg"), this.caller);
 		this.compare = new Compare(this);
-		this.code = new Code((_, own) => ({picture: /^\w[\w.-]*$/.test(this.name) ? this.name : undefined, ...codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`)}));
-		this.json = textBlock("The answer as JSON", () => `${this.name || "answer"}.json`);
+		this.code = new Code((own) => ({picture: this.name, ...codeOf(own, `${path(one.id)}/predict?${new URLSearchParams({routines: JSON.stringify(this.chain.value)})}&${this.query}`)}));
+		this.json = textBlock("The answer as JSON", () => `${this.name}.json`);
 		this.shownTo = details("What the model is shown", make("div.preview"));
 		this.shownTo.ontoggle = () => this.preview();
 		this.samples = make("div.thumbs", {role: "group", label: "Samples"});
@@ -68,6 +68,7 @@ class Panel {
 	}
 
 	chainChanged() {
+		this.caller.fail("");
 		this.code.soon();
 		clearTimeout(this.timer);
 		this.timer = setTimeout(() => this.preview(), 300); // not at each keystroke
@@ -88,13 +89,15 @@ class Panel {
 	}
 
 	async take(blob, name) {
-		if (await this.read(blob, name)) await this.send();
+		if (!(await this.read(blob, name))) return;
+		await this.send();
+		if (this.camera.live) await this.preview(); // one request in flight
 	}
 
 	/** Show a picture; false if it cannot be read or another was chosen. */
 	async read(blob, name) {
 		if (blob !== this.camera.shot) this.camera.setLive(false);
-		this.caller.clear();
+		if (!this.camera.live) this.caller.clear();
 		Object.assign(this, {blob, name, answer: null, bitmap: null});
 		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
@@ -104,7 +107,8 @@ class Panel {
 		if (failed) this.caller.fail(found.message);
 		else {
 			this.viewer.show(found);
-			if (!this.camera.live) this.seen.scrollIntoView({block: "nearest"});
+			if (this.camera.live) return true;
+			this.seen.scrollIntoView({block: "nearest"});
 			this.preview();
 		}
 		return !failed;

@@ -9,7 +9,7 @@ const MOST_LISTED = 500, MOST_BARS = 5;
 
 export class Result {
 	constructor(viewer, onchange) {
-		Object.assign(this, {viewer, onchange, hidden: new Set()});
+		Object.assign(this, {viewer, onchange, hidden: new Set(), rows: new Map()});
 		this.slider = range(0, () => this.draw());
 		this.slider.className = "confidence";
 		this.value = make("span");
@@ -17,12 +17,12 @@ export class Result {
 		this.masks = make("label", {hidden: true}, "Masks ", this.opacity);
 		this.count = status("p.soft.shown");
 		this.chips = make("div");
-		this.list = make("ol.objects", {label: "Objects"});
+		this.list = make("ol.objects", {label: "Objects", onkeydown: (event) => this.step(event)});
 		this.chart = make("div");
 		this.warnings = make("div");
-		this.saves = bar(button("PNG", () => this.savePng()), button("CSV", () => this.saveCsv()));
+		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => this.saveCsv()));
 		this.element = make("div.result", bar(make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
-		viewer.onHover = (one) => this.emphasise(one);
+		viewer.onHover = (one) => this.point(one);
 	}
 
 	/** `again`: the camera's next picture, hidden classes stay hidden. */
@@ -80,7 +80,7 @@ export class Result {
 		this.rows = new Map();
 		fill(this.list, shown.slice(0, MOST_LISTED).map((one) => {
 			const on = () => this.emphasise(one), off = () => this.emphasise(null);
-			const row = button("", on, {onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
+			const row = button("", on, {tabIndex: this.rows.size ? -1 : 0, onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off});
 			row.append(swatch(colourOf(one.tag)), one.tag.name, make("span.number", one.confidence.toFixed(3)));
 			this.rows.set(one, row);
 			return make("li", row);
@@ -88,9 +88,23 @@ export class Result {
 	}
 
 	emphasise(one) {
-		this.rows?.get(this.viewer.strong)?.classList.remove("strong");
+		this.rows.get(this.viewer.strong)?.classList.remove("strong");
 		this.viewer.emphasise(one);
-		this.rows?.get(one)?.classList.add("strong");
+		this.rows.get(one)?.classList.add("strong");
+	}
+
+	/** The list is one stop of the Tab key: arrows move in it. */
+	step(event) {
+		const next = {ArrowDown: "nextSibling", ArrowUp: "previousSibling"}[event.key];
+		if (next) event.preventDefault();
+		event.target.parentElement[next]?.firstChild.focus?.();
+	}
+
+	/** Mark the row of a box, in the middle of the list: the page itself stays. */
+	point(one) {
+		const row = this.viewer.strong !== one && this.rows.get(one);
+		this.emphasise(one);
+		if (row) this.list.scrollTop += row.getBoundingClientRect().top - this.list.getBoundingClientRect().top - this.list.clientHeight / 2;
 	}
 
 	drawChart(classes) {
@@ -104,14 +118,12 @@ export class Result {
 		this.viewer.draw();
 	}
 
-	savePng() {
-		toBlob(paint(this.bitmap, this.shown, this.viewer.opacity)).then((blob) => download(`${withoutEnding(this.name)}-seen.png`, blob));
-	}
-
 	saveCsv() {
 		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv");
 	}
 }
+
+export const savePicture = async (name, painted) => download(`${withoutEnding(name)}-seen.png`, await toBlob(painted));
 
 function byRange({ranges, counts}) {
 	return Object.fromEntries(Object.entries(counts).flatMap(([name, numbers]) => numbers.map((count, n) => [`${name} ≤ ${ranges[n]}`, count])));

@@ -16,7 +16,6 @@ export class Chain {
 	add(name) {
 		this.adder.value = "";
 		const declared = catalogue.routines.find((one) => one.name === name);
-		if (!declared) return;
 		this.steps.push({declared, values: Object.fromEntries(declared.arguments.map((one) => [one.name, one.default ?? (one.required && one.kind === "number" ? 0.5 : null)]))});
 		this.changed();
 	}

@@ -44,9 +44,12 @@ class TensorPanel {
 		this.body = area({className: "body", rows: 8, label: "Body of the request", oninput: () => this.code.soon()});
 		this.answers = make("div");
 		this.json = textBlock("The answer as JSON", () => `${one.name}.json`);
-		this.code = new Code((language, own) => codeOf(own, this.url, this.body.value));
+		this.code = new Code((own) => codeOf(own, this.url, this.body.value));
 		this.bar = make("div.bar");
-		this.element = make("div", this.bar, this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.exampler = button("Example", () => this.example());
+		this.none = make("p.empty", "It has no signature with inputs, and cannot be called.");
+		this.call = make("div", this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.element = make("div", this.bar, this.none, this.call);
 	}
 
 	get url() {
@@ -61,18 +64,22 @@ class TensorPanel {
 		if (!this.signatures[this.signature]) this.signature = Object.keys(this.signatures)[0];
 		const names = Object.keys(this.signatures);
 		fill(this.bar, versionPicker(this.one.name, (value) => this.choose(value), "newest", ["/versions/", "/labels/"], this.which),
-			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), button("Example", () => this.example()));
+			names.length > 1 && select("Signature", names, (name) => this.build((this.signature = name)), this.signature), this.exampler);
 		this.build();
 	}
 
 	choose(which) {
 		this.which = which;
+		this.clear();
 		this.code.soon();
 		return this.read().catch((error) => this.caller.fail(error.message));
 	}
 
 	build() {
+		this.clear();
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
+		this.none.hidden = Object.keys(inputs).length > 0;
+		this.call.hidden = this.exampler.hidden = !this.none.hidden;
 		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
 		this.values = {}; // by input, as JSON: long numbers stay exact
 		this.outputs = Object.keys(outputs);
@@ -99,7 +106,15 @@ class TensorPanel {
 
 	async send() {
 		const found = await this.caller.run((signal) => post(this.url, this.body.value, signal));
-		if (found === undefined) return;
+		if (found !== undefined) this.showAnswer(found);
+	}
+
+	clear() {
+		this.caller.clear();
+		this.showAnswer(null);
+	}
+
+	showAnswer(found) {
 		this.json.tell(found?.text ?? found?.answer);
 		fill(this.answers, found && drawAnswer(found.answer, this.outputs[0]));
 		this.onanswer?.(found);
@@ -109,8 +124,6 @@ class TensorPanel {
 function exampleOf(tensor, b64) {
 	return filled(shapeOf(tensor) ?? [1], tensor.dtype === "DT_STRING" ? (b64 ? {b64} : "hello") : tensor.dtype === "DT_BOOL" ? true : 1);
 }
-
-// --- fields ---
 
 /** A field for an input: {element, fill(value)}; `set(json)` is called when the user changes it. */
 function fieldFor(name, tensor, set, b64) {
@@ -130,13 +143,12 @@ function isPicture(name, tensor, shape, b64) {
 	return pixels && (shape[1] ?? 99) > 4;
 }
 
-/** A text field; an error of `read` is shown below it. */
+/** A text field; what `read` answers or throws is shown below it. */
 function textField(label, {wide = true, ...properties}, read, write) {
 	const text = area(properties), note = status("small.warning");
 	text.oninput = () => {
 		try {
-			note.textContent = "";
-			read(text.value);
+			note.textContent = read(text.value) ?? "";
 		} catch (error) {
 			note.textContent = error.message;
 		}
@@ -152,11 +164,13 @@ function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
 		const rows = text.trim() ? text.replace(/(\r?\n *)+$/, "").split(/\r?\n/).map((line) => line.replace(/^ +| +$/g, "").split(/ *[,;\t] *| +/)) : [];
+		const headed = rows.length > 1 && rows[0].every((cell) => /^"[^"\d]/.test(toJson(cell))) && rows.shift();
 		const values = rows.map((cells) => (flat && cells.length === 1 ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
 		set(shape.length || values.length > 1 ? `[${values}]` : values[0] ?? "null");
 		const bad = rows.flat().find((cell) => !isNumber(cell, tensor.dtype)), wrong = rows.findIndex((cells) => cells.length !== columns);
 		if (bad !== undefined) throw new Error(`“${bad}” is not a valid ${typeOf(tensor)}`);
 		if (wrong >= 0) throw new Error(`Row ${wrong + 1} has ${rows[wrong].length} values, expected ${columns}`);
+		return headed ? "The first line is left out, as a header." : "";
 	};
 	return textField(label, {wide, rows: wide ? 4 : 2, placeholder: wide ? `${columns} numbers per line, as in CSV` : "one number per line"}, read,
 		(value) => (flat ? [value].flat() : value).map((cells) => [cells].flat().join(", ")).join("\n"));
@@ -225,8 +239,6 @@ function pixels(bitmap, canvas, shape, [scale, offset], whole) {
 	return single ? rows : [rows];
 }
 
-// --- the answer ---
-
 /** The answer as a table and a chart; `only` names a single output. */
 function drawAnswer(answer, only = "output") {
 	const outputs = answer?.outputs ?? answer?.predictions;
@@ -240,16 +252,19 @@ const isPlainObject = (value) => value !== null && typeof value === "object" && 
 const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [name, rows.map((row) => row[name])]));
 
 function drawOutput(name, value) {
+	while (value?.length === 1 && Array.isArray(value[0]?.[0])) [value] = value; // a batch of one
 	const all = [value].flat(), cells = all.slice(0, 1000).map((row) => [row].flat());
-	if (!cells.length || cells.some((row) => row.length > 1000 || row.some((cell) => typeof cell === "object"))) return null;
+	if (!cells.length || cells.some((row) => row.some((cell) => typeof cell === "object"))) return null;
 	const wide = Math.max(...cells.map((row) => row.length));
 	const shown = table(["row", ...Array.from({length: Math.min(wide, 100)}, (_, index) => (wide > 1 ? index : name))], cells.map((row, index) => [index, ...row.slice(0, 100).map(String)]), `${name} as a table`);
 	return [make("h3", name), chartOf(cells), details(all.length > 1000 ? `The first 1000 of ${all.length} rows` : "As a table", shown)];
 }
 
 function chartOf(cells) {
-	const numbers = cells.length === 1 ? cells[0] : cells.every((row) => row.length === 1) ? cells.map(([one]) => one) : null;
-	if (!numbers || numbers.length < 2 || numbers.length > 40 || !numbers.every((one) => typeof one === "number" && one >= 0)) return cells.length === 1 && cells[0].length === 1 ? make("p", String(cells[0][0])) : null;
-	const most = Math.max(...numbers);
-	return bars(numbers.map((one, index) => [String(index), one]), Math.max(1, most));
+	const [first] = cells, alone = cells.length === 1;
+	if (alone && first.length === 1) return make("p", String(first[0]));
+	const numbers = alone ? first : cells.length <= 40 && cells.every((row) => row.length === 1) ? cells.flat() : [];
+	if (numbers.length < 2 || !numbers.every((one) => typeof one === "number" && one >= 0)) return null;
+	const rows = numbers.map((one, index) => [String(index), one]), greatest = rows.toSorted(([, one], [, other]) => other - one).slice(0, 5), few = rows.length <= 40;
+	return make("div", !few && make("p.soft", "The five greatest"), bars(few ? rows : greatest, Math.max(1, greatest[0][1])));
 }

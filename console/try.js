@@ -1,21 +1,10 @@
 // Try: a list of all that is served, the choice beside it. `#try/shapes`, `#try/models/shapes`.
 
-import {catalogue, load, nothing, onCatalogue, path, refresh} from "./api.js";
+import {KINDS, findServed, load, nothing, onCatalogue, path, refresh} from "./api.js";
 import {$, dot, fill, fits, make, search} from "./dom.js";
 import {morph, poll} from "./live.js";
 
-/** What can be tried: title, list in the catalogue, module. */
-const KINDS = [["Pictures", "deployments", "pictures"], ["Models", "models", "tensors"], ["Pipelines", "pipelines", "pipelines"], ["Handlers", "handlers", "handlers"]]
-	.map(([title, list, module]) => ({id: title.toLowerCase(), title, list: () => catalogue[list], module}));
-
-const addressOf = (kind, name) => `#try/${find([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
-
-/** What `[name]` or `[kind, name]` chooses; for neither, the first to show. */
-function find(names) {
-	const [name, group] = names.toReversed(), all = KINDS.flatMap((kind) => kind.list().map((one) => ({kind, one}))), ready = all.filter(({one}) => one.state === "ready");
-	if (name !== undefined) return all.find(({kind, one}) => one.name === name && (!group || kind.id === group));
-	return ready.find(({one}) => one.default) ?? ready[0] ?? all[0];
-}
+const addressOf = (kind, name) => `#try/${findServed([name]).kind.id === kind ? "" : `${kind}/`}${path(name)}`;
 
 let shown = null; // {visit, names, state, leave}: what the panel shows
 
@@ -28,10 +17,12 @@ export async function show(root, names) {
 	const look = () => {
 		list();
 		if (shown?.visit !== visit) return;
-		const now = find(shown.names);
+		const now = findServed(shown.names);
 		if (now?.one.state !== shown.state) choose(now && shown.state === "ready" ? shown.names : names, visit);
 	};
-	await choose(names, visit);
+	const chosen = choose(names, visit);
+	$(".groups [aria-current]")?.scrollIntoView({block: "nearest"});
+	await chosen;
 	if (shown?.visit === visit && $(".groups [aria-current]:focus")) $("#panel h2")?.focus();
 	const end = onCatalogue(look);
 	if ($("#panel")) look();
@@ -47,7 +38,7 @@ export async function show(root, names) {
 }
 
 async function choose(names, visit) {
-	const found = find(names), panel = $("#panel");
+	const found = findServed(names), panel = $("#panel");
 	shown?.leave?.();
 	const own = (shown = {visit, names: found ? [found.kind.id, found.one.name] : names, state: found?.one.state});
 	list();

@@ -147,7 +147,6 @@ export class Viewer {
 		};
 	}
 
-	/** A pointer's place in the frame. */
 	placeOf({clientX, clientY}) {
 		const {left, top} = this.frame.getBoundingClientRect();
 		return [clientX - left, clientY - top];
@@ -194,7 +193,6 @@ export class Viewer {
 		return layer;
 	}
 
-	/** Width and height of the picture as it is drawn. */
 	get size() {
 		return [this.canvas.width * this.view.scale, this.canvas.height * this.view.scale];
 	}

@@ -36,7 +36,7 @@ export async function show(root, names) {
 			[seen, wrong] = [answer, ""];
 		} catch (error) {
 			wrong = error.status ? error.message : "";
-			if (error.status === 401 || error.status === 403) return draw() ?? false; // asking again would ask for the key again
+			if (error.status === 401 || error.status === 403) return draw() ?? false; // wrong keys are counted
 		}
 		draw();
 	};
@@ -78,13 +78,11 @@ function batches(sizes) {
 	return rows.length > 0 && make("figure.chart", {"data-whole": "", "data-key": "batches"}, make("figcaption", "Batch sizes, requests"), bars(rows, Math.max(...Object.values(sizes))));
 }
 
-// --- tables ---
-
+const QUANTILES = ["p50", "p90", "p99"];
 const failedOf = ({by_status: by}) => by["4xx"] + by["5xx"], shareOf = (total) => say((100 * failedOf(total)) / (total.requests || 1), " %", 1);
 const COLUMNS = {kind: ["Kind", ({kind}) => kind], name: ["Name", ({name}) => name], requests: ["Requests", ({total}) => total.requests], errors: ["Errors", ({total}) => failedOf(total) / (total.requests || 1)],
-	...Object.fromEntries(["p50", "p90", "p99"].map((q) => [q, [q, ({total}) => total.latency[q]]]))};
+	...Object.fromEntries(QUANTILES.map((q) => [q, [q, ({total}) => total.latency[q]]]))};
 
-/** All groups, sorted by the clicked column; a name opens its graphs. */
 function groups({series}, redraw) {
 	const of = COLUMNS[chosen.sort][1], sign = chosen.down ? -1 : 1;
 	const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -1) - (b ?? -1));
@@ -96,7 +94,7 @@ function groups({series}, redraw) {
 	};
 	const made = table([...Object.entries(COLUMNS).map(([id, [title]]) => button(`${title}${chosen.sort === id ? (chosen.down ? " ↓" : " ↑") : ""}`, sort(id), {"data-sort": id})), "Requests over time"],
 		rows.map((one) => [one.kind, link(`#watch/${one.kind}/${path(one.name)}`, one.name), one.total.requests.toLocaleString(), shareOf(one.total),
-			...["p50", "p90", "p99"].map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
+			...QUANTILES.map((q) => milliseconds(one.total.latency[q])), sparkline(stack(Object.values(one.requests)).at(-1))]), "All groups", rows.map(({kind, name}) => `${kind} ${name}`));
 	$(`[data-sort=${chosen.sort}]`, made).parentElement.setAttribute("aria-sort", chosen.down ? "descending" : "ascending");
 	return make("section.part", {id: "watch-groups", "data-key": "groups"}, make("h2", "Deployments, models, pipelines, handlers"), made);
 }

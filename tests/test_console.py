@@ -343,6 +343,27 @@ def test_cancel_leaves_a_page_that_says_what_is_missing_and_asks_again(page):
     page.wait("document.querySelector('#key-dialog').open")
 
 
+def test_a_cancelled_dialog_is_opened_again_by_people_alone(page):
+    page.open("try/add_one")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """window.looks = 0; window.fetch = async (url) => { window.looks += String(url).endsWith('/deployments');
+        return new Response('{"error": "Log in."}', {status: 401}); };"""
+    )
+    opened = "document.querySelector('#key-dialog').open"
+    page.click("Send")
+    page.wait(opened)
+    page.click("Cancel")
+    page.says("Log in.", "#panel .error:not([hidden])")
+    page.js("document.dispatchEvent(new Event('visibilitychange'))")  # the page looks again
+    page.wait("window.looks")
+    page.drawn()
+    assert not page.js(f"return {opened}")
+    page.click("Send")
+    page.wait(opened)
+    page.click("Cancel")
+
+
 def test_a_change_of_key_that_is_cancelled_leaves_a_page_that_can_be_opened_again(page):
     page.open("try/cells")
     page.click("Change key")
@@ -475,6 +496,12 @@ def test_the_list_has_all_that_is_served_with_states_and_a_search(page):
     assert page.js(listed) == [f"camera-{n}" for n in range(10, 20)]
 
 
+def test_what_an_address_chooses_is_in_sight_in_the_list(page):
+    page.open("try/%2Ffails")
+    entry, shown = (page.find(f".groups{one}").rect for one in (" [aria-current]", ""))
+    assert shown["y"] <= entry["y"] < shown["y"] + shown["height"]
+
+
 def test_what_is_gone_is_not_shown_where_the_address_names_nothing(page):
     page.open()
     heading = "document.querySelector('#panel h2')?.textContent.trim()"
@@ -581,6 +608,28 @@ def test_list_and_drawing_point_at_each_other(page, pictures):
     box = page.browser.find_elements("css selector", ".viewer .box")[-1]
     hover.move_to_element(box).perform()
     page.wait("document.querySelector('.objects .strong')?.textContent.startsWith('white cell')")
+
+
+def test_a_box_that_is_pointed_at_leads_its_list_to_the_row(page, pictures):
+    page.open("try/crowd").see(pictures["plain.png"], 300)
+    page.js(
+        """const box = document.querySelector('.viewer .box'); // the last, below all others
+        box.querySelector('.frame').dispatchEvent(new PointerEvent('pointermove', {bubbles: true}));"""
+    )
+    row = page.find(".objects .strong").rect
+    shown = page.find(".objects").rect
+    assert shown["y"] <= row["y"] <= shown["y"] + shown["height"] - row["height"]
+
+
+def test_the_list_of_objects_is_one_stop_of_the_keyboard(page, pictures):
+    page.open("try/crowd").see(pictures["plain.png"], 300)
+    page.js("document.querySelector('.objects button').focus()")
+    for keys, row in ((Keys.ARROW_DOWN * 2, 2), (Keys.ARROW_UP, 1)):
+        page.browser.switch_to.active_element.send_keys(keys)
+        rows = "[...document.querySelectorAll('.objects button')]"
+        assert page.js(f"return {rows}.indexOf(document.activeElement)") == row
+    page.browser.switch_to.active_element.send_keys(Keys.TAB)
+    assert page.browser.switch_to.active_element.text == "PNG"
 
 
 def test_a_tapped_object_is_pointed_at(page, pictures):
@@ -934,6 +983,18 @@ def test_what_the_model_is_shown(page, pictures):
     assert np.abs(red - np.asarray(source)[0]).max() <= 2
 
 
+def test_a_tall_picture_that_the_model_is_shown_fits_the_window(page, pictures):
+    page.open("try/cells").see(pictures["tall.png"], 4)
+    page.click("What the model is shown")
+    page.wait("document.querySelector('.preview canvas')")
+    shown = page.find(".preview canvas").rect
+    assert shown["height"] <= page.js("return innerHeight")
+    drawn = page.js(
+        "const one = document.querySelector('.preview canvas'); return one.width / one.height"
+    )
+    assert shown["width"] / shown["height"] == pytest.approx(drawn, rel=0.05)
+
+
 def test_the_preview_of_resize_and_tile_is_asked_once_for_what_is_typed(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.click("What the model is shown")
@@ -1170,6 +1231,16 @@ def test_a_gallery_keeps_thumbnails_alone(page, pictures):
     assert page.js("return document.querySelector('.viewer canvas').width") == 8000
 
 
+def test_a_gallery_of_a_classifier_is_filtered_by_its_best_class(page, pictures):
+    best, *_, last = predict(page.address, pictures["plain.png"], "thousand")["predictions"]
+    page.open("try/thousand").take(pictures["plain.png"], pictures["tall.png"])
+    page.says("2 of 2 done")
+    rows = "[...document.querySelectorAll('.gallery li')].filter((one) => one.checkVisibility())"
+    for sought, many in ((best, 2), (last, 0)):
+        page.type("#panel .card input[type=search]", sought["tag"]["name"])
+        assert page.js(f"return {rows}.length") == many
+
+
 def test_many_pictures_are_all_saved_at_one_press(page, tmp_path):
     files = [tmp_path / f"photo{n:02}.jpg" for n in range(12)]
     for file in files:
@@ -1292,6 +1363,33 @@ def test_the_camera_takes_one_picture_or_one_after_the_other(page):
     )
     page.click("Close the camera")
     page.wait("!document.querySelector('video').checkVisibility()")
+
+
+def test_live_moves_and_announces_nothing_and_has_one_request_in_flight(page):
+    page.open("try/cells")
+    page.click("Camera")
+    page.wait("document.querySelector('video').videoWidth > 0")
+    page.click("Take a picture")
+    page.wait_for_boxes(4)
+    page.click("What the model is shown")
+    page.wait("document.querySelector('.preview canvas')")
+    page.click("Live")
+    page.says("fps")
+    page.js(
+        """const real = window.fetch; let now = 0;
+        Object.assign(window, {most: 0, previews: 0, seen: new Set()});
+        window.fetch = (...of) => { window.most = Math.max(window.most, ++now);
+        window.previews += String(of[0]).endsWith('/preview'); return real(...of).finally(() => (now -= 1)); };
+        const send = document.querySelector('.send'), stop = send.nextSibling, timed = document.querySelector('.timing').parentElement;
+        new MutationObserver(() => window.seen.add([send.disabled, stop.hidden, stop.nextSibling.textContent, timed.children.length].join())).observe(
+        document.querySelector('#panel'), {childList: true, subtree: true, attributes: true});"""
+    )
+    page.wait("window.previews > 5")
+    assert page.js("return [window.most, ...window.seen]") == [1, "true,false,,1"]
+    page.find(".send + button").click()
+    page.wait("document.activeElement === document.querySelector('.send')")
+    assert page.js("return !document.querySelector('.send + button').checkVisibility()")
+    page.click("Close the camera")
 
 
 def test_live_that_is_switched_off_and_on_at_once_goes_on_alone(page):
@@ -1437,6 +1535,35 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
 
 
 @pytest.mark.parametrize(
+    ("answer", "rows", "bars"),
+    [
+        ([[[n, -n, 1] for n in range(50)]], [[n, n, -n, 1] for n in range(50)], []),
+        (
+            [[n * 5 % 1001 / 1e3 for n in range(1001)]],
+            None,
+            sorted(range(1001), key=lambda n: -(n * 5 % 1001))[:5],
+        ),
+    ],
+)
+def test_a_batch_of_one_is_a_table_and_of_many_numbers_the_greatest_are_a_chart(
+    page, answer, rows, bars
+):
+    page.open("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """const real = window.fetch, all = JSON.stringify({outputs: arguments[0]});
+        window.fetch = (...of) => String(of[0]).endsWith(':predict') ? Promise.resolve(new Response(all, {headers: {'Content-Type': 'application/json'}})) : real(...of);""",
+        answer,
+    )
+    page.click("Send")
+    page.wait("document.querySelector('#panel tbody tr')")
+    cells = "return [...document.querySelectorAll('#panel tbody tr')].map((one) => [...one.children].map((each) => Number(each.textContent)))"
+    assert rows in (None, page.js(cells))
+    names = "return [...document.querySelectorAll('.barrow')].map((one) => Number(one.firstChild.textContent))"
+    assert page.js(names) == bars
+
+
+@pytest.mark.parametrize(
     ("typed", "sent", "told"),
     [
         ("1,,3,4", '[[1,"",3,4]]', "“” is not a valid float"),
@@ -1446,6 +1573,9 @@ def test_a_table_takes_pasted_csv_and_its_answer_is_a_chart_and_a_table(page):
         ("1e400,2,3,4", '[["1e400",2,3,4]]', "“1e400” is not a valid float"),
         ("1,2,3,four", '[[1,2,3,"four"]]', "“four” is not a valid float"),
         ("", "[]", ""),
+        ("a,b,c,d\n1,2,3,4", "[[1,2,3,4]]", "The first line is left out, as a header."),
+        ("a,b,c,1\n1,2,3,4", '[["a","b","c",1],[1,2,3,4]]', "“a” is not a valid float"),
+        ("NaN,NaN,NaN,NaN\n1,2,3,4", "[[NaN,NaN,NaN,NaN],[1,2,3,4]]", ""),
     ],
 )
 def test_what_is_sent_is_what_a_table_shows(page, typed, sent, told):
@@ -1490,6 +1620,24 @@ def test_texts_are_lines_and_signatures_are_chosen(page):
     assert body["signature_name"] == "lengths" and page.answer == ask_model(
         page.address, "texts", body
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "value"),
+    [
+        ("texts", "Signature", "lengths"),
+        ("changed", "Version", "/versions/1"),
+        ("models/cells", "Version", "/versions/2"),
+    ],
+)
+def test_an_answer_goes_with_the_form_or_version_that_gave_it(page, name, label, value):
+    page.open(f"try/{name}")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.click("Send")
+    page.says('"outputs"')
+    page.choose(label, value)
+    page.wait("!document.querySelector('#panel').innerText.includes('outputs')")
+    assert page.text("#panel .timing") == page.text("#panel h3") == ""
 
 
 def test_a_tensor_of_pictures_takes_a_picture(page, tmp_path):
@@ -1584,6 +1732,20 @@ def test_a_form_is_that_of_the_version_that_is_served_now(page):
         document.dispatchEvent(new Event('visibilitychange'));"""
     )
     page.says("flower: float [?, 4]", "#panel .fields")
+
+
+@pytest.mark.parametrize("signatures", [{}, {"serving_default": {"outputs": {}}}])
+def test_a_model_that_cannot_be_called_says_so(page, signatures):
+    page.open("try/table")
+    page.wait("document.querySelector('#panel .body')?.value")
+    page.js(
+        """const metadata = {signature_def: {signature_def: arguments[0]}}, real = window.fetch;
+        window.fetch = async (...of) => String(of[0]).endsWith('/metadata') ? new Response(JSON.stringify({metadata})) : real(...of);
+        document.dispatchEvent(new Event('visibilitychange'));""",
+        signatures,
+    )
+    page.says("It has no signature with inputs, and cannot be called.", "#panel")
+    assert not page.js("return document.querySelector('.send').checkVisibility()")
 
 
 def test_states_and_versions_are_kept_up_to_date_and_what_is_typed_stays(page):
@@ -1806,6 +1968,25 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
     assert "Internal server error" not in page.text("body")
 
 
+@pytest.mark.parametrize("name", ["cells", "%2Fecho"])
+def test_an_error_is_gone_when_what_it_is_about_has_changed(page, pictures, name):
+    page.open(f"try/{name}")
+    error = "#panel .error:not([hidden])"
+    if name == "cells":
+        page.see(pictures["plain.png"], 4)
+        page.choose("Routine", "TopK")
+        page.type(".routines input", "-5")
+    else:
+        page.type("#panel .body", "{")
+    page.click("Send")
+    page.wait(f"document.querySelector('{error}')")
+    if name == "cells":
+        page.click("✕")
+    else:
+        page.choose("Body", "text/plain")
+    page.wait(f"!document.querySelector('{error}')")
+
+
 @contextlib.contextmanager
 def offline(browser):
     gone = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
@@ -1978,21 +2159,27 @@ def test_the_code_of_a_picture_has_its_routines_and_version(page):
     assert "version=2" in page.text(CODE)
 
 
-def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures):
+@pytest.mark.parametrize(
+    ("name", "form", "word"),
+    [
+        ("turned.jpg", "image=@turned.jpg", "turned.jpg"),
+        ('it\'s [a], "b" $& \\ c.jpg', 'image=@"', "'it'\\''s [a], \"b\" $& \\ c.jpg'"),
+    ],
+    ids=["plain", "odd"],
+)
+def test_the_code_of_a_picture_has_the_name_of_the_chosen_file(page, pictures, name, form, word):
+    file = pictures["turned.jpg"].parent / name
+    file.write_bytes(pictures["turned.jpg"].read_bytes())
     page.open("try/cells")
     page.click("This call as code")
     page.says("image=@picture.jpg", CODE)
-    page.take(pictures["turned.jpg"])
-    page.says("image=@turned.jpg", CODE)
-    ran = subprocess.run(
-        ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)],
-        capture_output=True,
-        cwd=pictures["turned.jpg"].parent,
-        timeout=60,
-    )
+    page.take(file)
+    page.says(form, CODE)
+    command = ["sh", "-c", page.text(CODE).replace("YOUR_KEY", KEY)]
+    ran = subprocess.run(command, capture_output=True, cwd=file.parent, timeout=60)
     assert json.loads(ran.stdout) == predict(page.address, pictures["turned.jpg"])
     page.choose("Language", "python")
-    page.says("python predict.py turned.jpg", ".code")
+    page.says(f"python predict.py {word}", ".code")
 
 
 # --- connect -------------------------------------------------------------------------------------

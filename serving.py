@@ -8831,10 +8831,9 @@ def list_reached(server: ModelServer, found: Found) -> list[str] | None:
         return deployments_of(server, arguments["model"])
     if "endpoint" in arguments:
         return [arguments["endpoint"].path]
-    if "deployment" in arguments:
-        # empty for an unknown id: else a key for a handler of the same name would fit
-        return [d.id for d in server.config.deployments if d.id == arguments["deployment"]]
-    return server.config.default_deployment if found.route.guard == "key" else []
+    # empty for an unknown id: else a key for a handler of the same name would fit
+    deployment = deployment_of(server, found)
+    return [deployment.id] if deployment else []
 
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)

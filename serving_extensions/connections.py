@@ -464,10 +464,11 @@ class Front(Waitress):
             self.lane.answer(channel, line)
             turn.later = None
         else:
+            if here:  # not on a worker's thread, which adds the next request of its connection
+                self.note_answered()  # this one may ask for the counts
             self.let_wait(channel, "health" if request.refused else line)
 
     def let_wait(self, channel: Channel, line: str) -> None:
-        self.note_answered()  # it may ask for the counts
         try:
             self.dispatcher.add(channel, line)
         except ServingError as error:

@@ -1538,6 +1538,22 @@ def test_the_counts_that_are_asked_for_have_all_that_was_answered(monkeypatch):
             assert found["groups"]["m"]["requests"] == number, "and of no other thread's"
 
 
+def test_only_the_loop_notes_what_it_has_answered(monkeypatch):
+    """A worker that did so would take the list to which the loop adds."""
+    ask = b"GET /stats HTTP/1.1\r\nHost: h\r\n\r\n"
+    with turned(fake_server({"m": Recorder()}), 1) as (front, (client,)):
+        threads, note = [], front.note_answered
+        monkeypatch.setattr(
+            front, "note_answered", lambda: threads.append(threading.get_ident()) or note()
+        )
+        client.sendall(2 * ask)
+        got = b""
+        while got.count(b"HTTP/1.1 200") < 2:
+            front.turn(0.01)
+            got += client.recv(1 << 20) if select_readable(client) else b""
+    assert set(threads) == {threading.get_ident()}
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_client_that_leaves_before_its_answer_is_sent_costs_no_other_theirs(monkeypatch, number):
     with turned(fake_server({"m": Recorder()}), 4) as (front, clients):

@@ -84,6 +84,7 @@ def test_what_hooks_of_a_request_raise_is_that_requests_error(caplog):
             answer = requests.get(f"{address}/v1/nothing")
         assert answer.status_code == status and "error" in answer.json(), (hook, answer.text)
         assert "secret" not in answer.text and "secret" in caplog.text
+        assert server.state["metrics"].in_flight == 0
         caplog.clear()
 
 

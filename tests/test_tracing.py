@@ -17,7 +17,7 @@ BODY = '{"instances": [[1.0]]}'
 
 # In a process of its own: a provider is set once for all.
 TRACED = """
-import json, sys
+import json, sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -28,6 +28,9 @@ from conftest import FakeServable, Rest, fake_server
 exporter, provider = InMemorySpanExporter(), TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
+later = []
+if {late}:
+    serving.Turn.defer = lambda turn, note: later.append(note)
 fail = lambda name, inputs: 1 / 0
 failing = serving.Servable(FakeServable().signatures, fail, device="CPU:0")
 rest = Rest(fake_server({{"m": FakeServable(), "f": failing}}))
@@ -36,6 +39,9 @@ rest.post("/v1/models/m:predict", {body!r}, headers={{"traceparent": "nonsense"}
 rest.get("/v1/models/none")
 with trace.get_tracer("site").start_as_current_span("of the site"):
     rest.post("/v1/models/f:predict", {body!r}, headers={{"traceparent": {parent!r}}})
+time.sleep(2 * {late})
+for note in later:
+    note()
 print(json.dumps([
     [span.name, format(span.context.trace_id, "032x"), span.parent and format(span.parent.span_id, "016x"),
      format(span.context.span_id, "016x"), span.start_time, span.end_time, dict(span.attributes), span.kind.name]
@@ -43,9 +49,11 @@ print(json.dumps([
 """
 
 
-def test_a_request_is_a_span_of_its_caller_with_its_parts():
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the answer"])
+def test_a_request_is_a_span_of_its_caller_with_its_parts(late):
     pytest.importorskip("opentelemetry.sdk")
-    code = TRACED.format(tests=str(ROOT / "tests"), root=str(ROOT), body=BODY, parent=PARENT)
+    folders = {"tests": str(ROOT / "tests"), "root": str(ROOT)}
+    code = TRACED.format(**folders, body=BODY, parent=PARENT, late=late)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     spans = json.loads(done.stdout.splitlines()[-1])
@@ -60,6 +68,7 @@ def test_a_request_is_a_span_of_its_caller_with_its_parts():
     assert (fourth[1], fourth[2]) == (sites[1], sites[3]), "below the site's own span"
     assert fourth[6]["error.type"] == "500" and "error.type" not in third[6]
     assert [span[7] for span in whole] == ["SERVER"] * 3 + ["INTERNAL"], "one SERVER span a request"
+    assert all(end - start < 2e9 for _, _, _, _, start, end, *_ in whole), "none ends when noted"
     for span in whole:
         assert {name for name in span[6] if not name.startswith("serving.")} - {"error.type"} == {
             "http.request.method",  # what the conventions require of a server's span, ...

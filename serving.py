@@ -7067,10 +7067,10 @@ class ModelServer:
         self.waiting: Any = ()  # the requests that wait for a thread; only its length is used
         self.place_of: Callable[[str], int | None] = lambda request_id: None  # place in the queue
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
+        self.not_called: list[list[tuple[str, str]]] = []  # what each of those would have called
         self.max_request_bytes = config.server.max_request_bytes  # of the start, as in waitress
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
-        # By site: a function that adds the URLs of a new config to it.
-        self.mounts: list[weakref.ref[Callable[[], None]]] = []
+        self.mounts: list[weakref.ref[Callable[[], None]]] = []  # each adds a config's URLs
         self.unpacked = UnpackedBytes(lambda: self.config.server.max_queued_bytes)
         self.state = {extension.name: extension.open(self) for extension in self.extensions}
         # Hooks that add headers to each answer, likewise without the defaults.
@@ -8757,6 +8757,16 @@ def deployment_of(server: ModelServer, found: Found) -> Deployment | None:
     default = next(iter(server.config.default_deployment), "")
     wanted = found.arguments.get("deployment") or default
     return next((d for d in server.config.deployments if d.id == wanted), None)
+
+
+def called_by(server: ModelServer, found: Found | None) -> list[tuple[str, str]]:
+    """Kind and name of the model, deployment or handler that a URL calls, those that exist."""
+    if found is None or not found.route.infers:
+        return []
+    name, deployment = reached_by(server, found), deployment_of(server, found)
+    kind = "handler" if "endpoint" in found.arguments else "model"
+    called = [(kind, name)] if kind == "handler" or name in server.manager.available else []
+    return [*called, ("deployment", deployment.id)] if deployment else called
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .core import (
     ServingError,
     Turn,
     Waitress,
+    called_by,
     find_known,
     lines_together,
     path_of,
@@ -453,6 +454,8 @@ class Front(Waitress):
         found = self.find(request)
         line = self.line_of(request, found)
         request.refused = self.gate.refusal(line)
+        if request.refused:
+            self.note_refused(found)
         if alone and request.refused:
             channel.answer_here()
         elif alone and self.lane.takes(request, found):
@@ -466,15 +469,21 @@ class Front(Waitress):
         else:
             if here:  # not on a worker's thread, which adds the next request of its connection
                 self.note_answered()  # this one may ask for the counts
-            self.let_wait(channel, "health" if request.refused else line)
+            self.let_wait(channel, "health" if request.refused else line, found)
 
-    def let_wait(self, channel: Channel, line: str) -> None:
+    def let_wait(self, channel: Channel, line: str, found: Any) -> None:
         try:
             self.dispatcher.add(channel, line)
         except ServingError as error:
             channel.requests[0].refused = self.gate.note("threads", str(error))
+            self.note_refused(found)
             # pipelined requests cannot be answered on this thread
             channel.answer_here() if channel.is_alone() else channel.cancel()
+
+    def note_refused(self, found: Any) -> None:
+        """Note what a refused request would have called, for its graph."""
+        if called := called_by(self.server, found):
+            self.server.not_called.append(called)
 
     def keep(self, channel: Channel, data: bytes) -> None:
         """Keep an answer until the turn ends; the last answer of a connection is sent at once."""

@@ -96,7 +96,7 @@ def view_window(server: ModelServer, call: Call) -> Reply:
         {"kind": kind_of_series(server, kind, name), "name": name, **figures}
         for (kind, name), figures in sorted(found.pop("series").items())
         if may_see_series(server, call, kind, name)
-        and (kind == "all" or figures["total"]["requests"])
+        and (kind == "all" or figures["total"]["requests"] or figures["total"]["refused"])
     ]
     errors = list_errors(server, call, found.pop("last_errors"))
     limits = {"queue": server.config.server.max_queued_requests, "memory_bytes": memory_limit()}

@@ -85,15 +85,17 @@ class Ring:
 
 
 class Series:
-    """The requests of one name: counts of statuses, latencies, batch sizes, and times of parts.
+    """The requests of one name: counts of statuses, latencies, batch sizes, and times of parts;
+    and how many were refused before a thread took them, which the other numbers leave out.
 
-    86,592 bytes: 264 steps of 66 counts (uint32), 7 sums (float64) and a stamp. 40 names and all
-    together have 3,550,272; the most that there can be, `MOST_SERIES` and all, 17.4 MB.
+    87,648 bytes: 264 steps of 67 counts (uint32), 7 sums (float64) and a stamp. 40 names and all
+    together have 3,593,568; the most that there can be, `MOST_SERIES` and all, 17.6 MB.
     """
 
     def __init__(self) -> None:
+        columns = {"counts": (COUNTS, np.uint32), "sums": (SUMS, np.float64)}
         self.rings = {
-            name: Ring(window, counts=(COUNTS, np.uint32), sums=(SUMS, np.float64))
+            name: Ring(window, **columns, refused=(1, np.uint32))
             for name, window in WINDOWS.items()
         }
 
@@ -103,6 +105,11 @@ class Series:
             row = ring.place(now)
             ring.arrays["counts"][row] += counts
             ring.arrays["sums"][row] += sums
+
+    def refuse(self, now: float, count: int) -> None:
+        """Add requests that were refused until `now`."""
+        for ring in self.rings.values():
+            ring.arrays["refused"][ring.place(now)] += count
 
     def is_recent(self, now: float) -> bool:
         """Whether any window still has data of this series."""
@@ -171,6 +178,7 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
     number = counts[:, : len(CLASSES)].sum(axis=1)
     each, ran = (np.where(n, n, np.nan) for n in (number, counts[:, RAN]))
     waited = np.where(counts[:, QUEUED], counts[:, QUEUED], np.nan)
+    queued = sums[:, 1 + PHASES.index("queue")]
     latency = 1e3 * quantiles(counts[:, LATENCY:BATCHES])
     by_part = {
         name: spell_numbers(1e3 * sums[:, place] / (waited if name == "queue" else ran))
@@ -186,7 +194,11 @@ def describe_series(series: Mapping[str, np.ndarray], minutes: np.ndarray) -> di
         },
         "parts": by_part,
         "batch_size": spell_numbers(sums[:, -1] / ran),
-        "total": summarize(counts.sum(axis=0)),
+        # Little's law: how many there are at once is how many end a second, times their seconds.
+        "in_flight": spell_numbers((sums[:, 0] - queued) / (60 * minutes)),
+        "queue": spell_numbers(queued / (60 * minutes)),
+        "refused": series["refused"][:, 0].tolist(),
+        "total": {**summarize(counts.sum(axis=0)), "refused": int(series["refused"].sum())},
     }
 
 
@@ -256,7 +268,7 @@ def describe_resources(found: Mapping[str, np.ndarray]) -> dict[str, list[float 
 
 # --- over a restart -------------------------------------------------------------------------------
 
-FORM = 1  # the version of the file's format; files of other versions are not read
+FORM = 2  # the version of the file's format; files of other versions are not read
 # The fields of an entry of `last_errors`.
 ERROR_FIELDS = {
     "time": float,

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,6 +214,7 @@ class Metrics:
         self.peak_in_flight = self.latest_peak = 0
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
+        self.not_called: list[list[tuple[str, str]]] = []  # what those would have called
         self.total, self.groups = Group(), dict[str, Group]()
         self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
@@ -294,6 +296,16 @@ class Metrics:
         # in order of time: a ring cannot go back
         for _, kind, table in sorted(parts, key=lambda part: part[0]):
             self._count_alike(kind, Alike(table))
+        self._count_refused()
+
+    def _count_refused(self) -> None:
+        """Add refused requests to the series of what they would have called."""
+        number, now = len(self.not_called), self._clock()
+        names = Counter(chain([ALL] * number, *self.not_called[:number]))
+        del self.not_called[:number]
+        for key, count in names.items():
+            if found := self._series_of(key, now):
+                found.refuse(now, count)
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind that ended in the same STEP."""
@@ -336,17 +348,20 @@ class Metrics:
         handler = kind.route if kind.route.startswith("/") else ""
         names = {"model": kind.model, "deployment": kind.deployment, "handler": handler}
         for key in [ALL, *((what, name) for what, name in names.items() if name)]:
-            if key not in self.series and not self._has_room(now):
-                continue
-            self.series.setdefault(key, Series()).add(now, counts, sums)
+            if found := self._series_of(key, now):
+                found.add(now, counts, sums)
 
-    def _has_room(self, now: float) -> bool:
-        """Whether one more series is allowed; drops series that no window shows any more."""
-        if len(self.series) > MOST_SERIES:
+    def _series_of(self, key: tuple[str, str], now: float) -> Series | None:
+        """The series of a kind and name, a new one if there is none; None if there are too many.
+        Drops series that no window shows any more.
+        """
+        if key not in self.series and len(self.series) > MOST_SERIES:
             self.series = {
                 key: one for key, one in self.series.items() if key == ALL or one.is_recent(now)
             }
-        return len(self.series) <= MOST_SERIES
+        if key in self.series or len(self.series) <= MOST_SERIES:
+            return self.series.setdefault(key, Series())
+        return None
 
     def uptime(self) -> float:
         """Seconds since the server was made, by the monotonic clock."""
@@ -830,7 +845,7 @@ class JsonFormatter(TextFormatter):
 
 def open_metrics(server: ModelServer) -> Metrics:
     metrics = Metrics()
-    metrics.refused = server.refused
+    metrics.refused, metrics.not_called = server.refused, server.not_called
     metrics.probes = {row.name for row in routes_of(server.extensions) if row.probe}
     metrics.count_waiting = lambda: len(server.waiting)
     weakref.finalize(server, metrics.ended.set)

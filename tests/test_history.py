@@ -116,6 +116,10 @@ def check_step(one, place, inside, minutes):
         mean = np.mean([1e3 * call[4][at] for call in who]) if who else None
         expected = pytest.approx(mean, abs=1e-3) if who else None
         assert one["parts"][part][place] == expected, part
+    queued = sum(call[4][0] for call in inside)
+    assert one["queue"][place] == pytest.approx(queued / (60 * minutes), abs=1e-3)
+    served = sum(latencies) / 1e3 - queued
+    assert one["in_flight"][place] == pytest.approx(served / (60 * minutes), abs=1e-3)
     rows = pytest.approx(np.mean([call[3] for call in ran]), abs=1e-3) if ran else None
     assert one["batch_size"][place] == rows
 
@@ -408,7 +412,7 @@ def test_history_goes_on_after_a_restart(tmp_path):
         b"[]",
         b"{}",
         b"\xff\x00",
-        b'{"form": 2}',
+        b'{"form": 1}',
         b"[" * 100_000,
         "short",
         "bomb",

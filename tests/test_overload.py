@@ -110,6 +110,9 @@ def test_states_and_numbers_are_answered_while_everything_is_full():
             'serving_refused_total{reason="queue"} 3.0'
             in requests.get(f"{address}/metrics", timeout=5).text
         )
+        graphs = requests.get(f"{address}/stats?window=5m", timeout=5).json()["series"]
+        refused = {(one["kind"], one["name"]): sum(one["refused"]) for one in graphs}
+        assert refused == {("all", ""): 3, ("model", "slow"): 2, ("model", "other"): 1}
         slow.go.set(), other.go.set()
         answers = [future.result() for future in futures]
         assert sorted(answer.status_code for answer in answers) == [200] * 7 + [503] * 3

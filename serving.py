@@ -1295,7 +1295,8 @@ class ServerConfig:
         None,
         "address of the proxy in front whose X-Forwarded-Proto, X-Forwarded-Host and the last "
         "address of X-Forwarded-For are believed, or * for any that connects (start)",
-        pattern=r"^(\*|[0-9a-fA-F:.]+)$",
+        pattern=r"^(\*|[0-9a-fA-F.]*:[0-9a-fA-F:.]*|"
+        r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(\.(?!$)|$)){4})$",
     )
     gpu_memory_limit_mb: int | None = option(
         None, "MiB of each GPU for this process; default: grows on demand (start)", minimum=1

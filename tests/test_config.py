@@ -107,6 +107,12 @@ WRONG = [
         "$.server.file_system_poll_wait_seconds: expected at least 0, got -1",
     ),
     (
+        without_models(server={"trusted_proxy": "300.1.2.3"}),
+        "$.server.trusted_proxy: expected address of the proxy in front whose X-Forwarded-Proto, "
+        "X-Forwarded-Host and the last address of X-Forwarded-For are believed, or * for any that "
+        "connects (start); got '300.1.2.3'",
+    ),
+    (
         without_models(server={"cors_origins": "*"}),
         "$.server.cors_origins: expected array, got string '*'",
     ),

@@ -170,13 +170,6 @@ export function textBlock(label, file) {
 	return Object.assign(block, {say, tell});
 }
 
-export const toBase64 = (blob) => new Promise((done, failed) => {
-	const reader = new FileReader();
-	reader.onload = () => done(reader.result.replace(/^[^,]*,/, ""));
-	reader.onerror = () => failed(new Error("The file cannot be read."));
-	reader.readAsDataURL(blob);
-});
-
 // By default a dropped file replaces the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
 

@@ -1,7 +1,7 @@
 // One picture and a request for it.
 
-import {catalogue, onCatalogue, path, post} from "./api.js";
-import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
+import {catalogue, onCatalogue, path, post, toBase64} from "./api.js";
+import {bitmapOf, drawOn, make, option} from "./dom.js";
 import {morph} from "./live.js";
 
 /** A model's versions and labels, if there are several, for a URL's query or path. */

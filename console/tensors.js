@@ -1,10 +1,10 @@
 // Try a model: a form from its signature, its JSON body, the answer as JSON, table and chart.
 
-import {askJson, onCatalogue, path, post, readJson} from "./api.js";
+import {askJson, onCatalogue, path, post, readJson, toBase64} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock, toBase64} from "./dom.js";
+import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock} from "./dom.js";
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;

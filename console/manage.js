@@ -90,9 +90,9 @@ function jsonField(value, properties) {
 
 /** A form of `[name, kind, properties]`: `read()` returns what was changed, null for what was emptied. */
 function form(fields, now = {}) {
-	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
+	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = inputs.map(([, input]) => input.value);
 	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
-	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
+	const touched = () => inputs.filter(([, input], at) => input.validity.badInput || input.value !== before[at]);
 	const read = () => Object.fromEntries(touched().map(([name, input]) => {
 		try {
 			if (input.validity.badInput) throw new Error("expected a number");
@@ -167,7 +167,7 @@ function keys({change}) {
 	};
 	updates.push(() => {
 		const ids = [...deploymentIds(), ...catalogue.handlers.map((one) => one.path)];
-		if (ids.length !== only.options.length) offer(only, ids, null);
+		if (ids.length !== only.options.length) fill(only, ids.map((one) => option(one)));
 		const drawn = make("div", table(["Key", "State", "For", "Quota", "Calls this month", "Change"], now.keys.map((one) => keyRow(one, change)), "All keys", now.keys.map(({name}) => name)));
 		drawn.firstChild.id = "keys";
 		morph(all, drawn);

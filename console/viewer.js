@@ -174,19 +174,15 @@ export class Viewer {
 		this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
 		this.frame.style.touchAction = this.fitted ? "pan-y" : "none";
 		this.marked = new Map();
-		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
-		this.divider.hidden = edge == null;
-		this.divider.style.left = `${edge}px`;
-		fill(this.overlay, this.lists.map((list, index) => this.layer(list, edge, index)));
+		const left = 100 * this.share;
+		this.divider.hidden = this.share == null;
+		this.divider.style.left = `${left}%`;
+		fill(this.overlay, this.lists.map((list, index) => this.layer(list, index ? `0 0 0 ${left}%` : `0 ${100 - left}% 0 0`)));
 	}
 
-	layer(list, edge, index) {
+	layer(list, cut) {
 		const layer = draw("g"), taken = [];
-		if (edge != null) {
-			const id = `cut${index}`, {clientWidth: wide, clientHeight: height} = this.frame;
-			layer.append(draw("clipPath", {id}, draw("rect", {x: index ? edge : 0, y: 0, width: index ? wide - edge : edge, height})));
-			layer.setAttribute("clip-path", `url(#${id})`);
-		}
+		if (this.share != null) layer.style.clipPath = `inset(${cut}) view-box`;
 		const placed = list.filter((one) => one.bound).map((one) => ({one, box: this.boxOf(one)}));
 		layer.append(...placed.map((each) => this.shape(each)).reverse()); // the first is the best: on top
 		for (const each of placed) this.label(each, taken, layer); // above all boxes

@@ -64,14 +64,14 @@ export class Viewer {
 		this.element = make("div", this.frame, tools);
 		Object.assign(this, {opacity: 0.35, lists: [[]], strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
 		this.listen();
-		new ResizeObserver(() => this.resized()).observe(this.frame);
+		new ResizeObserver(() => (this.fitted ? this.fit() : this.draw())).observe(this.frame);
 	}
 
 	show(bitmap) {
-		const {width, height} = this.canvas, fresh = !this.shown || width !== bitmap.width || height !== bitmap.height;
+		const {width, height} = this.canvas, fresh = width !== bitmap.width || height !== bitmap.height;
 		drawOn(this.canvas, bitmap);
-		this.shown = true;
-		if (fresh) this.resized(true);
+		this.frame.style.aspectRatio = bitmap.width / bitmap.height;
+		if (fresh) this.fit();
 	}
 
 	mark(left, right, share) {
@@ -86,14 +86,6 @@ export class Viewer {
 		if (this.strong === one) return;
 		this.strong = one;
 		this.draw();
-	}
-
-	resized(anew) {
-		if (!this.shown) return;
-		const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
-		if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
-		if (this.fitted || anew) this.fit();
-		else this.draw();
 	}
 
 	fit() {

@@ -5,10 +5,9 @@ export const $ = (selector, root = document) => root.querySelector(selector);
 /** An element, as `make("p.soft", {id}, "text")`: tag and classes, properties or attributes, children. */
 export function make(name, ...given) {
 	const [tag, ...classes] = name.split("."), element = document.createElement(tag);
-	const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
 	if (tag === "button") element.type = "button";
 	if (classes.length) element.className = classes.join(" ");
-	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
+	for (const [key, value] of Object.entries(given[0]?.constructor === Object ? given.shift() : {})) {
 		if (value == null) continue;
 		if (/^(aria|data)-/.test(key)) element.setAttribute(key, value);
 		else if (key === "label" && tag !== "optgroup") element.ariaLabel = value;
@@ -123,8 +122,8 @@ export function bytes(value) {
 }
 
 /** JSON to read: indented, rows of numbers on one line each; a long text is cut. */
-export function pretty(value, most = 200000) {
-	const text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
+export function pretty(value) {
+	const most = 200000, text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }

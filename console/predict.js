@@ -29,7 +29,7 @@ export async function predict(id, blob, {routines = [], query = "", signal, verb
 /** The picture decoded by the browser or, if it cannot (TIFF), the server. */
 export const readPicture = (id, blob) => createImageBitmap(blob).catch(() => bitmapOf(predict(id, blob, {verb: "preview", query: "whole=1"})));
 
-export function drawThumb(canvas, bitmap, most = 240) {
-	const shrink = Math.min(1, most / Math.max(bitmap.width, bitmap.height));
+export function drawThumb(canvas, bitmap) {
+	const shrink = Math.min(1, 240 / Math.max(bitmap.width, bitmap.height));
 	drawOn(canvas, bitmap, ...[bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * shrink))));
 }

@@ -23,7 +23,7 @@ const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
 export const tell = (tensor) => `${typeOf(tensor)} [${shapeOf(tensor)?.map((size) => size ?? "?").join(", ") ?? "…"}]`;
 
 function filled(shape, value) {
-	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
+	return shape.reduceRight((inner, size) => new Array(size ?? 1).fill(inner), value);
 }
 
 /** `above` stands between name and form; `onanswer(found)` gets each answer, null for an error. */

@@ -87,7 +87,7 @@ export const button = (text, onclick, properties) => make("button", {onclick, ..
 
 /** Rows with keys stay the same rows when they are redrawn. */
 export function table(head, rows, label, keys = []) {
-	const heads = head.map((one) => make("th", {scope: "col"}, one));
+	const heads = head.map((one) => make("th", one));
 	const body = rows.map((row, at) => make("tr", {"data-key": keys[at]}, row.map((one) => make("td", one))));
 	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }

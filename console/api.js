@@ -31,11 +31,13 @@ export function decoded(text) {
 	}
 }
 
+/** Whether the address had a key. */
 export function takeKeyFromAddress() {
 	const found = /^#key=([^&]+)/.exec(location.hash);
-	if (!found) return;
+	if (!found) return false;
 	key.set(decoded(found[1]));
 	history.replaceState(null, "", location.pathname + location.search);
+	return true;
 }
 
 const serverError = (text, status, id) => Object.assign(new Error(id && !text.includes(id) ? `${text}\nRequest ${id}` : text), {status});

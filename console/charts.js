@@ -110,11 +110,10 @@ export function bars(rows, most = 1) {
 
 export const PARTS = {queue: "#8a94a6", decode: "#56b4e9", inference: "#0072b2", routines: "#009e73", encode: "#e69f00", other: "#cc79a7", network: "#d3d9e2"};
 
-export function timeBar({took, parts, id}) {
+export function timeBar({took, parts: {total, ...parts}, id}) {
 	const named = Object.fromEntries(Object.entries(parts).filter(([name]) => name in PARTS));
 	const sum = Object.values(named).reduce((one, other) => one + other, 0);
-	const whole = parts.total ?? sum;
-	const rows = Object.entries({...named, ...(whole - sum > 0.005 && {other: whole - sum}), ...(Object.keys(parts).length && {network: Math.max(0, took - whole)})});
+	const rows = Object.entries({...named, ...(total - sum > 0.005 && {other: total - sum}), ...(total != null && {network: Math.max(0, took - total)})});
 	const bar = make("div.times", {"aria-hidden": "true"}, rows.map(([name, value]) =>
 		make("i", {title: `${name} ${milliseconds(value)}`, style: `flex:${Math.max(value, 1e-6)};background:${PARTS[name]}`})));
 	return make("div.timing", make("strong", milliseconds(took)), rows.length > 0 && bar,

@@ -123,24 +123,24 @@ export function bytes(value) {
 
 /** JSON to read: indented, rows of numbers on one line each; a long text is cut. */
 export function pretty(value) {
-	const most = 200000, text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
+	const most = 200000, text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1);
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
 export function copyButton(text) {
 	const made = button("Copy", async () => {
-		made.textContent = (await copied(text(), made)) ? "Copied" : "The browser does not let the page copy.";
+		made.textContent = (await copied(text())) ? "Copied" : "The browser does not let the page copy.";
 		setTimeout(() => (made.textContent = "Copy"), 1500);
 	});
 	return made;
 }
 
 /** Without https a browser has no clipboard. */
-async function copied(text, from) {
+async function copied(text) {
 	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
 	const area = make("textarea.away", {value: text});
-	(from.closest("dialog") ?? document.body).append(area);
+	document.body.append(area);
 	area.select();
 	const done = document.execCommand("copy");
 	area.remove();

@@ -2,7 +2,7 @@
 
 import {askJson, readJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
-import {button, fill, make, status} from "./dom.js";
+import {bar, button, fill, make, status} from "./dom.js";
 
 export class Caller {
 	constructor(send, text = "Send") {
@@ -13,6 +13,11 @@ export class Caller {
 		this.times = make("div");
 		this.error = make("p.error", {role: "alert"});
 		this.buttons = [this.button, this.stop, make("span.soft", this.status, this.ticker)];
+	}
+
+	/** As a panel shows it, after other controls. */
+	rows(...controls) {
+		return [bar(controls, this.buttons), this.error, this.times];
 	}
 
 	clear() {

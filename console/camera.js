@@ -28,7 +28,6 @@ export class Camera {
 		};
 		this.element.hidden = false;
 		this.video.srcObject = this.stream;
-		await this.video.play().catch(() => {});
 	}
 
 	end() {

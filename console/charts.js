@@ -31,13 +31,13 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 	const names = Object.keys(series), rows = Object.values(series), count = times.length, wide = room();
 	const across = wide - LEFT - 8, at = (index) => LEFT + (across * index) / (count - 1);
 	const stacks = stacked ? stack(rows) : rows;
-	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
+	const {step, top} = scaleFor(Math.max(0, ...stacks.flat()) || 1);
 	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
 	const chart = draw("svg", {viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img",
 		"aria-label": `${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`});
 	for (let value = 0; value <= top * 1.0001; value += step) {
 		chart.append(draw("line", {class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value)}),
-			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(6)))));
+			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, Number(value.toPrecision(6))));
 	}
 	const span = times.at(-1) - times[0];
 	for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {

@@ -102,16 +102,14 @@ class Panel {
 		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.left || this.blob !== blob) return false;
-		this.bitmap = failed ? null : found;
+		if (!failed) this.bitmap = found;
 		if (failed || !this.camera.live) this.showAnswer(null);
-		if (failed) this.caller.fail(found.message);
-		else {
-			this.viewer.show(found);
-			if (this.camera.live) return true;
-			this.seen.scrollIntoView({block: "nearest"});
-			this.preview();
-		}
-		return !failed;
+		if (failed) return this.caller.fail(found.message);
+		this.viewer.show(found);
+		if (this.camera.live) return true;
+		this.seen.scrollIntoView({block: "nearest"});
+		this.preview();
+		return true;
 	}
 
 	async send() {

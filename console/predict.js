@@ -1,12 +1,12 @@
 // One picture and a request for it.
 
 import {catalogue, onCatalogue, path, post, toBase64} from "./api.js";
-import {bitmapOf, drawOn, make, option} from "./dom.js";
+import {bitmapOf, drawOn, make, option, select} from "./dom.js";
 import {morph} from "./live.js";
 
 /** A model's versions and labels, if there are several, for a URL's query or path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
-	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
+	const picker = select("Version", [], onchange), list = picker.lastChild;
 	const draw = (chosen) => {
 		const {versions = [], labels = {}} = catalogue.models.find((one) => one.name === model) ?? {};
 		const there = versions.filter((one) => one.state === "AVAILABLE").map(({version}) => option(number + version, `version ${version}`));

@@ -4,7 +4,7 @@ import {askJson, onCatalogue, path, post, readJson, toBase64} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock} from "./dom.js";
+import {area, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock} from "./dom.js";
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
@@ -48,7 +48,7 @@ class TensorPanel {
 		this.bar = make("div.bar");
 		this.exampler = button("Example", () => this.example());
 		this.none = make("p.empty", "It has no signature with inputs, and cannot be called.");
-		this.call = make("div", this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.call = make("div", this.form, details("Body of the request", this.body), this.caller.rows(), this.answers, this.json, this.code.element);
 		this.element = make("div", this.bar, this.none, this.call);
 	}
 
@@ -133,9 +133,6 @@ function fieldFor(name, tensor, set, b64) {
 	if (text && cells === 1 && !b64) return linesField(label, shape, set);
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
-
-/** Whether a shape is an unbatched picture: [height, width, channels]. */
-const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
 
 function isPicture(name, tensor, shape, b64) {
 	if (tensor.dtype === "DT_STRING") return b64?.startsWith("iVBOR"); // a PNG
@@ -225,7 +222,8 @@ function pictureField(label, tensor, shape, set) {
 }
 
 function pixels(bitmap, canvas, shape, [scale, offset], whole) {
-	const single = isSingle(shape), [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
+	const single = shape.length === 3 && [1, 3, 4].includes(shape[2]); // [height, width, channels], without a batch
+	const [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
 	const shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
 	drawOn(canvas, bitmap, wide ?? Math.ceil(width * shrink), tall ?? Math.ceil(height * shrink));
 	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

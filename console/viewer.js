@@ -40,7 +40,6 @@ const titleOf = ({tag, confidence}) => `${apart(tag.name)} ${confidence.toFixed(
 
 const pen = make("canvas").getContext("2d");
 pen.font = "600 12px system-ui, sans-serif";
-const widthOf = (text) => pen.measureText(text).width + 10;
 
 /** Black or white, the more readable on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
@@ -207,7 +206,7 @@ export class Viewer {
 	/** A label of constant size; if it covers another, shown only on hover. */
 	label({one, box}, taken, layer) {
 		const [left, top, right, bottom] = box;
-		const text = titleOf(one), wide = widthOf(text), tall = 17, strong = this.strong === one;
+		const text = titleOf(one), wide = pen.measureText(text).width + 10, tall = 17, strong = this.strong === one;
 		const {clientWidth: far, clientHeight: deep} = this.frame, [across, down] = this.size;
 		if (taken.length >= roomFor(Math.min(far, across) * Math.min(deep, down), tall)) return;
 		if (right < 0 || bottom < 0 || left > far || top > deep || (this.strong && !strong)) return;

@@ -167,4 +167,4 @@ export function findServed(names) {
 
 export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");
 
-export const path = (...names) => names.map(encodeURIComponent).join("/");
+export const path = encodeURIComponent;

@@ -15,7 +15,7 @@ class HandlerPanel {
 	constructor(one) {
 		this.place = `serving-draft ${BASE.pathname}${one.path}`;
 		const {text = '"hello"', type = "application/json", method} = JSON.parse(session?.getItem(this.place) ?? "{}");
-		Object.assign(this, {one, type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
+		Object.assign(this, {type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
 		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.keep()});
 		this.fileName = make("span.soft");

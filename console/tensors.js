@@ -160,7 +160,7 @@ function textField(label, {wide = true, ...properties}, read, write) {
 function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
-		const rows = text.trim() ? text.replace(/(\r?\n *)+$/, "").split(/\r?\n/).map((line) => line.replace(/^ +| +$/g, "").split(/ *[,;\t] *| +/)) : [];
+		const rows = text.trim() ? text.replace(/(\n *)+$/, "").split("\n").map((line) => line.replace(/^ +| +$/g, "").split(/ *[,;\t] *| +/)) : [];
 		const headed = rows.length > 1 && rows[0].every((cell) => /^"[^"\d]/.test(toJson(cell))) && rows.shift();
 		const values = rows.map((cells) => (flat && cells.length === 1 ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
 		set(shape.length || values.length > 1 ? `[${values}]` : values[0] ?? "null");

@@ -46,7 +46,7 @@ class Panel {
 	}
 
 	parts() {
-		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
+		const drop = dropZone("Choose pictures", (files) => (files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name)), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
 		const controls = bar(versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
 		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
 		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
@@ -82,10 +82,6 @@ class Panel {
 			thumb.onclick = () => blob.then((one) => this.take(one, name)).catch((error) => this.caller.fail(error.message));
 			blob.then(createImageBitmap).then((bitmap) => drawThumb(canvas, bitmap), () => (thumb.textContent = name));
 		}
-	}
-
-	takeAll(files) {
-		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
 	}
 
 	async take(blob, name) {

@@ -31,11 +31,13 @@ export function decoded(text) {
 	}
 }
 
+/** Whether the address had a key. */
 export function takeKeyFromAddress() {
 	const found = /^#key=([^&]+)/.exec(location.hash);
-	if (!found) return;
+	if (!found) return false;
 	key.set(decoded(found[1]));
 	history.replaceState(null, "", location.pathname + location.search);
+	return true;
 }
 
 const serverError = (text, status, id) => Object.assign(new Error(id && !text.includes(id) ? `${text}\nRequest ${id}` : text), {status});
@@ -54,12 +56,18 @@ export const load = (name) => import(`./${name}.js`).catch(unreachable);
 let askForKey = async () => {};
 export const whenKeyIsNeeded = (asks) => (askForKey = asks);
 
+function unreadable() {
+	throw new Error("The file cannot be read.");
+}
+
+export const toBase64 = async (blob) => new Uint8Array(await blob.arrayBuffer().catch(unreadable)).toBase64();
+
 /** `fetch`; a wrong request or a lost file does not mean a lost server. */
 async function send(url, options) {
 	try {
 		return await fetch(url, options);
 	} catch (error) {
-		if (error.name === "TypeError") await new Request(url, options).blob().catch(() => Promise.reject(new Error("The file cannot be read.")));
+		if (error.name === "TypeError") await new Request(url, options).blob().catch(unreadable);
 		unreachable(error);
 	}
 }
@@ -90,7 +98,7 @@ const TOKENS = /"[^"\\]*(?:\\[^][^"\\]*)*(?:"|\\?$)|-?Infinity|NaN|(?<![\d.eE+-]
 /** JSON with NaN, infinities and long integers as texts: {answer}, and its original `text` if it has any. */
 export function readJson(text) {
 	const told = text.replace(TOKENS, (found) => (found[0] === '"' || Number.isSafeInteger(Number(found)) ? found : `"${found}"`));
-	return {answer: JSON.parse(told), ...(told === text ? {} : {text})};
+	return {answer: JSON.parse(told), text: told === text ? undefined : text};
 }
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
@@ -108,14 +116,11 @@ async function readError(response) {
 	return serverError(said, response.status, id);
 }
 
-/** The times that the server tells: ms by part. */
+/** The times that the server tells: ms by part, and by node of a pipeline. */
 export function timing(response, took) {
-	const parts = {};
-	for (const one of (response.headers.get("Server-Timing") ?? "").split(",")) {
-		const [name, ...values] = one.split(";").map((part) => part.trim());
-		const dur = values.find((value) => value.startsWith("dur="));
-		const node = /^desc="(.*)"$/.exec(values[0] ?? ""); // of a pipeline
-		if (name && dur) parts[node ? `node-${decodeURIComponent(node[1])}` : name] = Number(dur.slice(4));
+	const told = response.headers.get("Server-Timing") ?? "", parts = {};
+	for (const [, name, node, dur] of told.matchAll(/([\w-]+)(?:;desc="(.*?)")?;dur=([\d.]+)/g)) {
+		parts[node ? `node-${decodeURIComponent(node)}` : name] = Number(dur);
 	}
 	return {took, parts, id: response.headers.get("X-Request-Id") ?? ""};
 }
@@ -162,4 +167,4 @@ export function findServed(names) {
 
 export const nothing = (name) => (name ? `There is nothing called ‘${name}’ here.` : "Nothing is served yet: the config names no models.");
 
-export const path = (...names) => names.map(encodeURIComponent).join("/");
+export const path = encodeURIComponent;

@@ -108,10 +108,7 @@ $("#key-show").onchange = () => ($("#key-input").type = $("#key-show").checked ?
 $("#change-key").onclick = changeKey;
 addEventListener("hashchange", () => {
 	declined = false;
-	if (location.hash.startsWith("#key=")) {
-		takeKeyFromAddress();
-		start();
-	} else if (catalogue.deployments) route();
-	else start();
+	if (takeKeyFromAddress() || !catalogue.deployments) start();
+	else route();
 });
 start();

@@ -2,7 +2,7 @@
 
 import {askJson, readJson, timing} from "./api.js";
 import {timeBar} from "./charts.js";
-import {button, fill, make, status} from "./dom.js";
+import {bar, button, fill, make, status} from "./dom.js";
 
 export class Caller {
 	constructor(send, text = "Send") {
@@ -11,14 +11,18 @@ export class Caller {
 		this.status = status("span");
 		this.ticker = make("span");
 		this.times = make("div");
-		this.error = make("p.error", {role: "alert", hidden: true});
+		this.error = make("p.error", {role: "alert"});
 		this.buttons = [this.button, this.stop, make("span.soft", this.status, this.ticker)];
-		this.turn = 0;
+	}
+
+	/** As a panel shows it, after other controls. */
+	rows(...controls) {
+		return [bar(controls, this.buttons), this.error, this.times];
 	}
 
 	clear() {
-		this.turn += 1;
 		this.abort?.abort();
+		this.abort = null;
 		this.rest();
 		this.status.textContent = "";
 		fill(this.times);
@@ -37,7 +41,6 @@ export class Caller {
 
 	fail(text) {
 		this.error.textContent = text;
-		this.error.hidden = !text;
 		if (text) this.error.scrollIntoView({block: "nearest"});
 	}
 
@@ -47,23 +50,23 @@ export class Caller {
 	 */
 	async run(question) {
 		this.abort?.abort();
-		const turn = ++this.turn, abort = (this.abort = new AbortController()), began = performance.now();
+		const abort = (this.abort = new AbortController()), began = performance.now();
 		abort.signal.id = `page-${Math.random().toString(36).slice(2)}`;
 		this.fail("");
 		this.held = document.activeElement === this.button;
 		this.button.disabled = true;
 		this.stop.hidden = false;
-		const ticking = setInterval(() => this.quiet || this.tick(began), 200);
+		const ticking = setInterval(() => this.quiet || abort !== this.abort || this.tick(began), 200);
 		this.queue = this.status.textContent = "";
 		try {
 			const response = await question(abort.signal), took = performance.now() - began, {answer, text} = await readAnswer(response);
-			if (turn !== this.turn) return;
+			if (abort !== this.abort) return;
 			const time = timing(response, took);
 			fill(this.times, timeBar(time));
 			this.status.textContent = this.quiet ? "" : "Answered.";
 			return {response, answer, time, text};
 		} catch (error) {
-			if (turn !== this.turn) return;
+			if (abort !== this.abort) return;
 			fill(this.times);
 			const stopped = error.name === "AbortError";
 			this.status.textContent = stopped ? "Stopped." : "";
@@ -72,7 +75,7 @@ export class Caller {
 			return null;
 		} finally {
 			clearInterval(ticking);
-			if (turn === this.turn) this.rest();
+			if (abort === this.abort) this.rest();
 		}
 	}
 

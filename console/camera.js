@@ -28,7 +28,6 @@ export class Camera {
 		};
 		this.element.hidden = false;
 		this.video.srcObject = this.stream;
-		await this.video.play().catch(() => {});
 	}
 
 	end() {
@@ -59,7 +58,7 @@ export class Camera {
 		let last = performance.now(), rate = 0;
 		while (this.live === live) {
 			await this.shoot();
-			if (!this.caller.error.hidden) this.setLive(false);
+			if (this.caller.error.textContent) this.setLive(false);
 			const now = performance.now(), one = 1000 / Math.max(1, now - last);
 			rate = rate ? rate * 0.8 + one * 0.2 : one;
 			last = now;

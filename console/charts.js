@@ -31,13 +31,13 @@ export function timeChart(title, times, series, {unit = "", stacked = false, dig
 	const names = Object.keys(series), rows = Object.values(series), count = times.length, wide = room();
 	const across = wide - LEFT - 8, at = (index) => LEFT + (across * index) / (count - 1);
 	const stacks = stacked ? stack(rows) : rows;
-	const {step, top} = scaleFor(Math.max(0, ...stacks.flat().filter((one) => one != null)) || 1);
+	const {step, top} = scaleFor(Math.max(0, ...stacks.flat()) || 1);
 	const y = (value) => TOP + (HIGH - BOTTOM - TOP) * (1 - value / top);
 	const chart = draw("svg", {viewBox: `0 0 ${wide} ${HIGH}`, preserveAspectRatio: "none", role: "img",
 		"aria-label": `${title}. Now: ${names.map((name) => `${name} ${show(series[name].findLast((one) => one != null), unit, digits)}`).join(", ")}`});
 	for (let value = 0; value <= top * 1.0001; value += step) {
 		chart.append(draw("line", {class: "axis", x1: LEFT, x2: wide - 8, y1: y(value), y2: y(value)}),
-			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, String(Number(value.toPrecision(6)))));
+			draw("text", {x: LEFT - 5, y: y(value) + 4, "text-anchor": "end"}, Number(value.toPrecision(6))));
 	}
 	const span = times.at(-1) - times[0];
 	for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
@@ -110,11 +110,10 @@ export function bars(rows, most = 1) {
 
 export const PARTS = {queue: "#8a94a6", decode: "#56b4e9", inference: "#0072b2", routines: "#009e73", encode: "#e69f00", other: "#cc79a7", network: "#d3d9e2"};
 
-export function timeBar({took, parts, id}) {
+export function timeBar({took, parts: {total, ...parts}, id}) {
 	const named = Object.fromEntries(Object.entries(parts).filter(([name]) => name in PARTS));
 	const sum = Object.values(named).reduce((one, other) => one + other, 0);
-	const whole = parts.total ?? sum;
-	const rows = Object.entries({...named, ...(whole - sum > 0.005 && {other: whole - sum}), ...(Object.keys(parts).length && {network: Math.max(0, took - whole)})});
+	const rows = Object.entries({...named, ...(total - sum > 0.005 && {other: total - sum}), ...(total != null && {network: Math.max(0, took - total)})});
 	const bar = make("div.times", {"aria-hidden": "true"}, rows.map(([name, value]) =>
 		make("i", {title: `${name} ${milliseconds(value)}`, style: `flex:${Math.max(value, 1e-6)};background:${PARTS[name]}`})));
 	return make("div.timing", make("strong", milliseconds(took)), rows.length > 0 && bar,

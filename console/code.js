@@ -36,7 +36,7 @@ export function codeOf(own, url, body, method = "POST", type = "application/json
 export class Code {
 	constructor(question, summary = "This call as code") {
 		Object.assign(this, {question, turn: 0});
-		this.list = make("select");
+		this.list = make("select", catalogue.languages.map((one) => option(one.id, one.name)));
 		this.withKey = make("input", {type: "checkbox"});
 		this.block = textBlock("Code of this call", () => this.chosen.file);
 		this.hint = make("p.soft");
@@ -57,7 +57,6 @@ export class Code {
 
 	async show() {
 		const {list} = this;
-		if (list.options.length !== catalogue.languages.length) fill(list, catalogue.languages.map((one) => option(one.id, one.name)));
 		if (this.element.open === false) return;
 		const turn = ++this.turn;
 		this.withKey.disabled = !key.get();

@@ -2,7 +2,7 @@
 
 import {BASE, KINDS, askJson, findServed, key, load, nothing, path} from "./api.js";
 import {Code, codeOf} from "./code.js";
-import {bar, copyButton, fill, make, option} from "./dom.js";
+import {bar, copyButton, fill, link, make, option} from "./dom.js";
 
 export async function show(root, names) {
 	if (names[0] === "api") {
@@ -21,7 +21,6 @@ export async function show(root, names) {
 	return code.show();
 }
 
-const tab = (text, href, current) => make("a", {href, "aria-current": current ? "page" : null}, text);
+const tab = (text, href, current) => make("a", {href, ariaCurrent: current ? "page" : null}, text);
 
-const tabs = (part) => make("p.bar", tab("Code", "#connect", part === "code"), tab("The whole API", "#connect/api", part === "api"),
-	tab("openapi.json", String(new URL("openapi.json", BASE))));
+const tabs = (part) => make("p.bar", tab("Code", "#connect", part === "code"), tab("The whole API", "#connect/api", part === "api"), link("../openapi.json", "openapi.json"));

@@ -5,10 +5,9 @@ export const $ = (selector, root = document) => root.querySelector(selector);
 /** An element, as `make("p.soft", {id}, "text")`: tag and classes, properties or attributes, children. */
 export function make(name, ...given) {
 	const [tag, ...classes] = name.split("."), element = document.createElement(tag);
-	const [first] = given, named = first && typeof first === "object" && !(first instanceof Node) && !Array.isArray(first);
 	if (tag === "button") element.type = "button";
 	if (classes.length) element.className = classes.join(" ");
-	for (const [key, value] of Object.entries(named ? given.shift() : {})) {
+	for (const [key, value] of Object.entries(given[0]?.constructor === Object ? given.shift() : {})) {
 		if (value == null) continue;
 		if (/^(aria|data)-/.test(key)) element.setAttribute(key, value);
 		else if (key === "label" && tag !== "optgroup") element.ariaLabel = value;
@@ -88,7 +87,7 @@ export const button = (text, onclick, properties) => make("button", {onclick, ..
 
 /** Rows with keys stay the same rows when they are redrawn. */
 export function table(head, rows, label, keys = []) {
-	const heads = head.map((one) => make("th", {scope: "col"}, one));
+	const heads = head.map((one) => make("th", one));
 	const body = rows.map((row, at) => make("tr", {"data-key": keys[at]}, row.map((one) => make("td", one))));
 	return make("div.scroll", {tabIndex: 0, role: "region", label}, make("table", make("thead", make("tr", heads)), make("tbody", body)));
 }
@@ -123,25 +122,25 @@ export function bytes(value) {
 }
 
 /** JSON to read: indented, rows of numbers on one line each; a long text is cut. */
-export function pretty(value, most = 200000) {
-	const text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1) ?? "";
+export function pretty(value) {
+	const most = 200000, text = JSON.stringify(value, (_, one) => (one?.length > 400 && typeof one === "string" ? `${one.slice(0, 80)}… (${one.length} characters)` : one), 1);
 	const read = text.replace(/\[\n[-+\d.eE,\s]*\n\s*\]/g, (numbers) => numbers.replace(/\s+/g, "").replaceAll(",", ", "));
 	return read.length > most ? `${read.slice(0, most)}\n… ${read.length - most} more characters: copy or download has all` : read;
 }
 
 export function copyButton(text) {
 	const made = button("Copy", async () => {
-		made.textContent = (await copied(text(), made)) ? "Copied" : "The browser does not let the page copy.";
+		made.textContent = (await copied(text())) ? "Copied" : "The browser does not let the page copy.";
 		setTimeout(() => (made.textContent = "Copy"), 1500);
 	});
 	return made;
 }
 
 /** Without https a browser has no clipboard. */
-async function copied(text, from) {
+async function copied(text) {
 	if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true, () => false);
 	const area = make("textarea.away", {value: text});
-	(from.closest("dialog") ?? document.body).append(area);
+	document.body.append(area);
 	area.select();
 	const done = document.execCommand("copy");
 	area.remove();
@@ -169,13 +168,6 @@ export function textBlock(label, file) {
 	const tell = (value) => (value == null || typeof value === "string" ? say(value ?? "") : say(JSON.stringify(value), pretty(value)));
 	return Object.assign(block, {say, tell});
 }
-
-export const toBase64 = (blob) => new Promise((done, failed) => {
-	const reader = new FileReader();
-	reader.onload = () => done(reader.result.replace(/^[^,]*,/, ""));
-	reader.onerror = () => failed(new Error("The file cannot be read."));
-	reader.readAsDataURL(blob);
-});
 
 // By default a dropped file replaces the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());

@@ -3,7 +3,7 @@
 import {BASE, ask, session} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
+import {area, button, download, dropZone, fill, heading, make, select, shownBitmap, textBlock} from "./dom.js";
 
 export function show(root, one) {
 	const panel = new HandlerPanel(one);
@@ -15,16 +15,16 @@ class HandlerPanel {
 	constructor(one) {
 		this.place = `serving-draft ${BASE.pathname}${one.path}`;
 		const {text = '"hello"', type = "application/json", method} = JSON.parse(session?.getItem(this.place) ?? "{}");
-		Object.assign(this, {one, type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
+		Object.assign(this, {type, method: one.methods.includes(method) ? method : one.methods[0], url: one.path.slice(1)});
 		this.caller = new Caller(() => this.send());
 		this.body = area({className: "body", rows: 6, value: text, label: "Body of the request", oninput: () => this.keep()});
 		this.fileName = make("span.soft");
 		this.answer = make("div");
 		this.json = textBlock("The answer", () => `${one.path.split("/").at(-1)}.json`);
 		this.code = new Code((own) => codeOf(own, this.url, this.file ?? this.body.value, this.method, this.sentType));
-		const controls = bar(one.methods.length > 1 && select("Method", one.methods, (value) => this.keep((this.method = value)), this.method),
-			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.keep((this.type = value)), this.type), this.caller.buttons);
-		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), controls, this.caller.error, this.caller.times, this.answer, this.json, this.code.element);
+		const rows = this.caller.rows(one.methods.length > 1 && select("Method", one.methods, (value) => this.keep((this.method = value)), this.method),
+			select("Body", [["application/json", "JSON"], ["text/plain", "text"]], (value) => this.keep((this.type = value)), this.type));
+		this.element = make("div", this.body, dropZone("Send a file instead", ([file]) => this.take(file), {extra: [this.fileName, button("Forget the file", () => this.take(null))]}), rows, this.answer, this.json, this.code.element);
 	}
 
 	keep() {

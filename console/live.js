@@ -36,23 +36,20 @@ function morphChildren(old, fresh) {
 
 /** Work every `seconds()` while the page is visible, until false; returns what ends it. */
 export function poll(work, seconds) {
-	let timer = 0, busy = false, ended = false;
+	const ending = new AbortController(), {signal} = ending;
+	let timer = 0, busy = false;
 	const next = async () => {
 		clearTimeout(timer);
-		if (busy || ended || document.hidden) return;
+		if (busy || signal.aborted || document.hidden) return;
 		busy = true;
 		try {
-			if ((await work()) === false) ended = true;
+			if ((await work()) === false) ending.abort();
 		} finally {
 			busy = false;
-			if (!ended) timer = setTimeout(next, seconds() * 1000);
+			timer = setTimeout(next, seconds() * 1000);
 		}
 	};
-	document.addEventListener("visibilitychange", next);
+	document.addEventListener("visibilitychange", next, {signal});
 	next();
-	return () => {
-		ended = true;
-		clearTimeout(timer);
-		document.removeEventListener("visibilitychange", next);
-	};
+	return () => ending.abort();
 }

@@ -6,7 +6,7 @@ import {area, bar, button, bytes, dropZone, duration, fill, make, milliseconds, 
 import {field} from "./fields.js";
 import {morph} from "./live.js";
 
-const JSON_TYPE = {"Content-Type": "application/json"}, OCTETS = {"Content-Type": "application/octet-stream"}, some = {min: 1};
+const some = {min: 1};
 const modelNames = () => catalogue.models.map((one) => one.name), deploymentIds = () => catalogue.deployments.map((one) => one.id);
 const DEPLOYMENT = () => [["name"], ["model", modelNames()], ["version", "integer"], ["version_label"], ["version_tag"], ["label_map", "json", {placeholder: "a file, or JSON"}], ["threshold", "number"],
 	["routines", "json", {placeholder: '[{"name": "NMS"}]'}], ["default", "boolean"], ["instances", "integer", some], ["resource_type", ["AUTO", "CPU", "GPU"]], ["number_of_gpus", "integer"], ["gpu_type"], ["region"],
@@ -64,10 +64,11 @@ function part(title, build) {
 		}
 	};
 	/** Ask for a change, or its preview, with the body `given()`; then call `done(answer)`. */
-	const change = (method, url, given, {dry = false, headers = JSON_TYPE, done = () => {}} = {}) => attempt(async () => {
-		const body = given?.(), sent = typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body);
+	const change = (method, url, given, {dry = false, headers, done = () => {}} = {}) => attempt(async () => {
+		const body = given?.(), file = body instanceof Blob, sent = file || typeof body === "string" ? body : JSON.stringify(body);
 		try {
-			const answer = await (await ask(dry ? `${url}?dry_run=1` : url, {method, headers, body: sent})).json();
+			const type = file ? "application/octet-stream" : "application/json";
+			const answer = await askJson(dry ? `${url}?dry_run=1` : url, {method, headers: {"Content-Type": type, ...headers}, body: sent});
 			if (!dry) await reread();
 			if (!dry) await done(answer);
 			return tell(answer);
@@ -90,9 +91,9 @@ function jsonField(value, properties) {
 
 /** A form of `[name, kind, properties]`: `read()` returns what was changed, null for what was emptied. */
 function form(fields, now = {}) {
-	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = new Map(inputs.map(([name, input]) => [name, input.value]));
+	const inputs = fields.map(([name, kind, properties]) => [name, kind === "json" ? jsonField(now[name], properties) : field(kind, now[name], properties)]), before = inputs.map(([, input]) => input.value);
 	const element = make("div.fields", inputs.map(([name, input]) => make("label", name.replaceAll("_", " "), input)));
-	const touched = () => inputs.filter(([name, input]) => input.validity.badInput || input.value !== before.get(name));
+	const touched = () => inputs.filter(([, input], at) => input.validity.badInput || input.value !== before[at]);
 	const read = () => Object.fromEntries(touched().map(([name, input]) => {
 		try {
 			if (input.validity.badInput) throw new Error("expected a number");
@@ -167,7 +168,7 @@ function keys({change}) {
 	};
 	updates.push(() => {
 		const ids = [...deploymentIds(), ...catalogue.handlers.map((one) => one.path)];
-		if (ids.length !== only.options.length) offer(only, ids, null);
+		if (ids.length !== only.options.length) fill(only, ids.map((one) => option(one)));
 		const drawn = make("div", table(["Key", "State", "For", "Quota", "Calls this month", "Change"], now.keys.map((one) => keyRow(one, change)), "All keys", now.keys.map(({name}) => name)));
 		drawn.firstChild.id = "keys";
 		morph(all, drawn);
@@ -210,8 +211,8 @@ function upload({change}) {
 	const kinds = select("Upload as", ["model", "project of handlers"], (kind) => (numbered.hidden = kind !== "model"));
 	const send = ([file]) => {
 		const name = path(given.value || file.name.replace(/\..*$/, "")), number = version.read();
-		if (kinds.lastChild.value !== "model") return change("PUT", `v1/projects/${name}`, () => file, {headers: OCTETS});
-		return change(number ? "PUT" : "POST", `v1/models/${name}/versions${number ? `/${number}` : ""}`, () => file, {headers: OCTETS});
+		if (kinds.lastChild.value !== "model") return change("PUT", `v1/projects/${name}`, () => file);
+		return change(number ? "PUT" : "POST", `v1/models/${name}/versions${number ? `/${number}` : ""}`, () => file);
 	};
 	const about = make("p.soft"), fields = make("div", bar(kinds, make("label", "Name ", given), numbered), dropZone("Choose a file", send));
 	updates.push(() => {
@@ -230,7 +231,7 @@ function configFile({attempt, change, both}) {
 		tag = now.tag;
 		taken = text.value = now.config ? JSON.stringify(now.config, null, 2) : "";
 	};
-	const put = (dry) => change("PUT", "v1/config/file", () => text.value, {dry, done: take, headers: {...JSON_TYPE, "If-Match": tag}});
+	const put = (dry) => change("PUT", "v1/config/file", () => text.value, {dry, done: take, headers: {"If-Match": tag}});
 	const back = (dry) => change("POST", "v1/config/rollback", () => (states.value ? {to: states.value} : {}), {dry, done: take});
 	updates.push(() => {
 		const kept = now.history.kept.map(({name, until, undone}) => option(name, `${name}: until ${new Date(until).toLocaleString()}${undone ? ", undone" : ""}`));

@@ -3,7 +3,7 @@
 import {ask} from "./api.js";
 import {Caller} from "./call.js";
 import {Code, curlOf} from "./code.js";
-import {area, bar, details, fill, fits, make, option, pretty, search, select, textBlock} from "./dom.js";
+import {area, details, fill, fits, make, option, pretty, search, select, textBlock} from "./dom.js";
 
 export function showApi(root, head, api) {
 	const find = search("Search the operations", () => {
@@ -45,7 +45,7 @@ class Operation {
 		const body = operation.requestBody, parameters = operation.parameters?.map((one) => this.field(one));
 		const fields = make("div", make("div.fields", parameters), body && this.bodyFields(body));
 		fields.oninput = () => this.code.soon();
-		this.element = make("div", fields, bar(this.caller.buttons), this.caller.error, this.caller.times, this.answer,
+		this.element = make("div", fields, this.caller.rows(), this.answer,
 			body && details("Body", make("pre", {tabIndex: 0}, tellContent(api, body.content))), details("Answers", this.answers()), this.code.element);
 	}
 

@@ -46,7 +46,7 @@ class Panel {
 	}
 
 	parts() {
-		const drop = dropZone("Choose pictures", (files) => this.takeAll(files), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
+		const drop = dropZone("Choose pictures", (files) => (files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name)), {accept: "image/*,.tif,.tiff,.heic,.avif,.npy", multiple: true, extra: [this.camera.button, make("span.soft", "or drop or paste them here", this.one.samples.length ? ", or take a sample:" : ""), this.samples]});
 		const controls = bar(versionPicker(this.one.model, (value) => this.setQuery(value)), this.chain.element, this.caller.buttons);
 		this.seen = make("div.two", {hidden: true}, make("div", this.viewer.element, this.caller.times), this.result.element);
 		this.more = make("div", {hidden: true}, details("The answer as JSON", this.json), this.shownTo, this.compare.element);
@@ -84,10 +84,6 @@ class Panel {
 		}
 	}
 
-	takeAll(files) {
-		return files.length > 1 ? this.gallery.add(files) : this.take(files[0], files[0].name);
-	}
-
 	async take(blob, name) {
 		if (!(await this.read(blob, name))) return;
 		await this.send();
@@ -102,16 +98,14 @@ class Panel {
 		this.code.soon();
 		const found = await readPicture(this.one.id, blob).catch((error) => error), failed = found instanceof Error;
 		if (this.left || this.blob !== blob) return false;
-		this.bitmap = failed ? null : found;
+		if (!failed) this.bitmap = found;
 		if (failed || !this.camera.live) this.showAnswer(null);
-		if (failed) this.caller.fail(found.message);
-		else {
-			this.viewer.show(found);
-			if (this.camera.live) return true;
-			this.seen.scrollIntoView({block: "nearest"});
-			this.preview();
-		}
-		return !failed;
+		if (failed) return this.caller.fail(found.message);
+		this.viewer.show(found);
+		if (this.camera.live) return true;
+		this.seen.scrollIntoView({block: "nearest"});
+		this.preview();
+		return true;
 	}
 
 	async send() {

@@ -1,12 +1,12 @@
 // One picture and a request for it.
 
-import {catalogue, onCatalogue, path, post} from "./api.js";
-import {bitmapOf, drawOn, make, option, toBase64} from "./dom.js";
+import {catalogue, onCatalogue, path, post, toBase64} from "./api.js";
+import {bitmapOf, drawOn, make, option, select} from "./dom.js";
 import {morph} from "./live.js";
 
 /** A model's versions and labels, if there are several, for a URL's query or path. */
 export function versionPicker(model, onchange, first = "as configured", [number, name] = ["version=", "version_label="], value = "") {
-	const list = make("select", {onchange: () => onchange(list.value)}), picker = make("label", "Version ", list);
+	const picker = select("Version", [], onchange), list = picker.lastChild;
 	const draw = (chosen) => {
 		const {versions = [], labels = {}} = catalogue.models.find((one) => one.name === model) ?? {};
 		const there = versions.filter((one) => one.state === "AVAILABLE").map(({version}) => option(number + version, `version ${version}`));
@@ -29,7 +29,7 @@ export async function predict(id, blob, {routines = [], query = "", signal, verb
 /** The picture decoded by the browser or, if it cannot (TIFF), the server. */
 export const readPicture = (id, blob) => createImageBitmap(blob).catch(() => bitmapOf(predict(id, blob, {verb: "preview", query: "whole=1"})));
 
-export function drawThumb(canvas, bitmap, most = 240) {
-	const shrink = Math.min(1, most / Math.max(bitmap.width, bitmap.height));
+export function drawThumb(canvas, bitmap) {
+	const shrink = Math.min(1, 240 / Math.max(bitmap.width, bitmap.height));
 	drawOn(canvas, bitmap, ...[bitmap.width, bitmap.height].map((side) => Math.max(1, Math.floor(side * shrink))));
 }

@@ -20,7 +20,7 @@ export class Result {
 		this.list = make("ol.objects", {label: "Objects", onkeydown: (event) => this.step(event)});
 		this.chart = make("div");
 		this.warnings = make("div");
-		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => this.saveCsv()));
+		this.saves = bar(button("PNG", () => savePicture(this.name, paint(this.bitmap, this.shown, this.viewer.opacity))), button("CSV", () => download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv")));
 		this.element = make("div.result", bar(make("label", "Confidence from ", this.value, this.slider), this.masks), this.warnings, this.count, this.chips, this.list, this.chart, this.saves);
 		viewer.onHover = (one) => this.point(one);
 	}
@@ -116,10 +116,6 @@ export class Result {
 	fade() {
 		this.viewer.opacity = Number(this.opacity.value);
 		this.viewer.draw();
-	}
-
-	saveCsv() {
-		download(`${withoutEnding(this.name)}.csv`, csvOf([{name: this.name, predictions: this.shown, ...sizeOf(this.bitmap)}]), "text/csv");
 	}
 }
 

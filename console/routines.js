@@ -50,7 +50,7 @@ export class Chain {
 	}
 
 	field(step, {name, kind, minimum, maximum, doc}) {
-		const input = field(kind, step.values[name], {placeholder: doc ?? "", title: doc ?? "", min: minimum, max: maximum});
+		const input = field(kind, step.values[name], {placeholder: doc, title: doc, min: minimum, max: maximum});
 		input.oninput = () => {
 			step.values[name] = input.read();
 			this.onchange();

@@ -1,10 +1,10 @@
 // Try a model: a form from its signature, its JSON body, the answer as JSON, table and chart.
 
-import {askJson, onCatalogue, path, post, readJson} from "./api.js";
+import {askJson, onCatalogue, path, post, readJson, toBase64} from "./api.js";
 import {Caller} from "./call.js";
 import {bars} from "./charts.js";
 import {Code, codeOf} from "./code.js";
-import {area, bar, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock, toBase64} from "./dom.js";
+import {area, button, details, drawOn, dropZone, fill, heading, make, notReady, select, status, table, textBlock} from "./dom.js";
 import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
@@ -23,7 +23,7 @@ const typeOf = (tensor) => tensor.dtype.replace("DT_", "").toLowerCase();
 export const tell = (tensor) => `${typeOf(tensor)} [${shapeOf(tensor)?.map((size) => size ?? "?").join(", ") ?? "…"}]`;
 
 function filled(shape, value) {
-	return shape.reduceRight((inner, size) => Array.from({length: size ?? 1}, () => inner), value);
+	return shape.reduceRight((inner, size) => new Array(size ?? 1).fill(inner), value);
 }
 
 /** `above` stands between name and form; `onanswer(found)` gets each answer, null for an error. */
@@ -48,7 +48,7 @@ class TensorPanel {
 		this.bar = make("div.bar");
 		this.exampler = button("Example", () => this.example());
 		this.none = make("p.empty", "It has no signature with inputs, and cannot be called.");
-		this.call = make("div", this.form, details("Body of the request", this.body), bar(this.caller.buttons), this.caller.error, this.caller.times, this.answers, this.json, this.code.element);
+		this.call = make("div", this.form, details("Body of the request", this.body), this.caller.rows(), this.answers, this.json, this.code.element);
 		this.element = make("div", this.bar, this.none, this.call);
 	}
 
@@ -134,9 +134,6 @@ function fieldFor(name, tensor, set, b64) {
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 
-/** Whether a shape is an unbatched picture: [height, width, channels]. */
-const isSingle = (shape) => shape.length === 3 && [1, 3, 4].includes(shape[2]);
-
 function isPicture(name, tensor, shape, b64) {
 	if (tensor.dtype === "DT_STRING") return b64?.startsWith("iVBOR"); // a PNG
 	const pixels = shape?.length === 3 ? /image|pixel|picture/i.test(name) : shape?.length === 4 && [1, 3, 4].includes(shape[3]);
@@ -163,7 +160,7 @@ function textField(label, {wide = true, ...properties}, read, write) {
 function tableField(label, tensor, shape, set) {
 	const flat = shape.length < 2, columns = flat ? 1 : shape[1], wide = columns > 1;
 	const read = (text) => {
-		const rows = text.trim() ? text.replace(/(\r?\n *)+$/, "").split(/\r?\n/).map((line) => line.replace(/^ +| +$/g, "").split(/ *[,;\t] *| +/)) : [];
+		const rows = text.trim() ? text.replace(/(\n *)+$/, "").split("\n").map((line) => line.replace(/^ +| +$/g, "").split(/ *[,;\t] *| +/)) : [];
 		const headed = rows.length > 1 && rows[0].every((cell) => /^"[^"\d]/.test(toJson(cell))) && rows.shift();
 		const values = rows.map((cells) => (flat && cells.length === 1 ? toJson(cells[0]) : `[${cells.map(toJson)}]`));
 		set(shape.length || values.length > 1 ? `[${values}]` : values[0] ?? "null");
@@ -225,7 +222,8 @@ function pictureField(label, tensor, shape, set) {
 }
 
 function pixels(bitmap, canvas, shape, [scale, offset], whole) {
-	const single = isSingle(shape), [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
+	const single = shape.length === 3 && [1, 3, 4].includes(shape[2]); // [height, width, channels], without a batch
+	const [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
 	const shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
 	drawOn(canvas, bitmap, wide ?? Math.ceil(width * shrink), tall ?? Math.ceil(height * shrink));
 	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

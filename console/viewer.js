@@ -40,7 +40,6 @@ const titleOf = ({tag, confidence}) => `${apart(tag.name)} ${confidence.toFixed(
 
 const pen = make("canvas").getContext("2d");
 pen.font = "600 12px system-ui, sans-serif";
-const widthOf = (text) => pen.measureText(text).width + 10;
 
 /** Black or white, the more readable on a colour (WCAG's relative luminance). */
 function inkOn(colour) {
@@ -64,14 +63,14 @@ export class Viewer {
 		this.element = make("div", this.frame, tools);
 		Object.assign(this, {opacity: 0.35, lists: [[]], strong: null, view: {scale: 1, x: 0, y: 0}, fitted: true, pointers: new Map(), marked: new Map()});
 		this.listen();
-		new ResizeObserver(() => this.resized()).observe(this.frame);
+		new ResizeObserver(() => (this.fitted ? this.fit() : this.draw())).observe(this.frame);
 	}
 
 	show(bitmap) {
-		const {width, height} = this.canvas, fresh = !this.shown || width !== bitmap.width || height !== bitmap.height;
+		const {width, height} = this.canvas, fresh = width !== bitmap.width || height !== bitmap.height;
 		drawOn(this.canvas, bitmap);
-		this.shown = true;
-		if (fresh) this.resized(true);
+		this.frame.style.aspectRatio = bitmap.width / bitmap.height;
+		if (fresh) this.fit();
 	}
 
 	mark(left, right, share) {
@@ -86,14 +85,6 @@ export class Viewer {
 		if (this.strong === one) return;
 		this.strong = one;
 		this.draw();
-	}
-
-	resized(anew) {
-		if (!this.shown) return;
-		const high = clamp((this.frame.clientWidth * this.canvas.height) / this.canvas.width, 160, innerHeight * 0.7);
-		if (!document.fullscreenElement) this.frame.style.setProperty("--high", `${high}px`);
-		if (this.fitted || anew) this.fit();
-		else this.draw();
 	}
 
 	fit() {
@@ -174,19 +165,15 @@ export class Viewer {
 		this.canvas.style.imageRendering = scale > 3 ? "pixelated" : "auto";
 		this.frame.style.touchAction = this.fitted ? "pan-y" : "none";
 		this.marked = new Map();
-		const edge = this.share == null ? null : this.frame.clientWidth * this.share;
-		this.divider.hidden = edge == null;
-		this.divider.style.left = `${edge}px`;
-		fill(this.overlay, this.lists.map((list, index) => this.layer(list, edge, index)));
+		const left = 100 * this.share;
+		this.divider.hidden = this.share == null;
+		this.divider.style.left = `${left}%`;
+		fill(this.overlay, this.lists.map((list, index) => this.layer(list, index ? `0 0 0 ${left}%` : `0 ${100 - left}% 0 0`)));
 	}
 
-	layer(list, edge, index) {
+	layer(list, cut) {
 		const layer = draw("g"), taken = [];
-		if (edge != null) {
-			const id = `cut${index}`, {clientWidth: wide, clientHeight: height} = this.frame;
-			layer.append(draw("clipPath", {id}, draw("rect", {x: index ? edge : 0, y: 0, width: index ? wide - edge : edge, height})));
-			layer.setAttribute("clip-path", `url(#${id})`);
-		}
+		if (this.share != null) layer.style.clipPath = `inset(${cut}) view-box`;
 		const placed = list.filter((one) => one.bound).map((one) => ({one, box: this.boxOf(one)}));
 		layer.append(...placed.map((each) => this.shape(each)).reverse()); // the first is the best: on top
 		for (const each of placed) this.label(each, taken, layer); // above all boxes
@@ -219,7 +206,7 @@ export class Viewer {
 	/** A label of constant size; if it covers another, shown only on hover. */
 	label({one, box}, taken, layer) {
 		const [left, top, right, bottom] = box;
-		const text = titleOf(one), wide = widthOf(text), tall = 17, strong = this.strong === one;
+		const text = titleOf(one), wide = pen.measureText(text).width + 10, tall = 17, strong = this.strong === one;
 		const {clientWidth: far, clientHeight: deep} = this.frame, [across, down] = this.size;
 		if (taken.length >= roomFor(Math.min(far, across) * Math.min(deep, down), tall)) return;
 		if (right < 0 || bottom < 0 || left > far || top > deep || (this.strong && !strong)) return;

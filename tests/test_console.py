@@ -354,7 +354,7 @@ def test_a_cancelled_dialog_is_opened_again_by_people_alone(page):
     page.click("Send")
     page.wait(opened)
     page.click("Cancel")
-    page.says("Log in.", "#panel .error:not([hidden])")
+    page.says("Log in.", "#panel .error:not(:empty)")
     page.js("document.dispatchEvent(new Event('visibilitychange'))")  # the page looks again
     page.wait("window.looks")
     page.drawn()
@@ -475,7 +475,7 @@ def test_opening_the_page_samples_and_code_cost_nothing_of_a_quota(page, slow, t
             page.wait(
                 "document.querySelector('.viewer .box') || document.querySelector('#panel .error')"
             )
-        page.says("has used its 1 calls", "#panel .error:not([hidden])")
+        page.says("has used its 1 calls", "#panel .error:not(:empty)")
     server.stop()
 
 
@@ -858,8 +858,8 @@ def test_a_sample_that_cannot_be_had_is_said_where_it_is_pressed(page):
     page.go("try/cells")
     page.wait("document.querySelector('.sample')?.textContent")
     page.find(".sample").click()
-    page.says("has no sample 'no-", "#panel .error:not([hidden])")
-    page.says("Request ", "#panel .error:not([hidden])")
+    page.says("has no sample 'no-", "#panel .error:not(:empty)")
+    page.says("Request ", "#panel .error:not(:empty)")
 
 
 def test_a_sample_that_comes_after_its_panel_was_left_is_not_asked_about(page, pictures):
@@ -925,7 +925,7 @@ def test_who_leaves_an_entry_lets_what_it_holds_go(page):
 def test_a_broken_picture_leaves_nothing_of_the_last_one(page, pictures):
     page.open("try/cells").see(pictures["plain.png"], 4)
     page.take(pictures["broken.jpg"])
-    page.says("not an image of a known format", "#panel .error:not([hidden])")
+    page.says("not an image of a known format", "#panel .error:not(:empty)")
     assert page.js("return !document.querySelector('.viewer').checkVisibility()")
     page.take(pictures["plain.png"])
     page.wait("document.querySelectorAll('.viewer .box').length === 4")
@@ -1425,12 +1425,12 @@ def test_a_camera_that_is_gone_ends_live_and_is_said(page):
         "document.querySelector('video').srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))"
     )
     page.js("window.release()")
-    page.says("The camera has gone.", "#panel .error:not([hidden])")
+    page.says("The camera has gone.", "#panel .error:not(:empty)")
     calls = page.js("return window.asked.length")
     page.wait("!document.querySelector('video').checkVisibility()")
     time.sleep(0.3)
     assert page.js("return window.asked.length") == calls
-    assert page.text("#panel .error:not([hidden])") == "The camera has gone."
+    assert page.text("#panel .error:not(:empty)") == "The camera has gone."
 
 
 PRESSED = (
@@ -1958,8 +1958,8 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
     page.open("try/failing")
     page.wait("document.querySelector('#panel .body')?.value")
     page.click("Send")
-    page.says("Internal server error", "#panel .error:not([hidden])")
-    said = page.text("#panel .error:not([hidden])")
+    page.says("Internal server error", "#panel .error:not(:empty)")
+    said = page.text("#panel .error:not(:empty)")
     stats = requests.get(f"{page.address}/stats", headers=bearer(KEY)).json()
     last = max(stats["last_errors"], key=lambda one: one["time"])
     assert last["request_id"] in said
@@ -1971,7 +1971,7 @@ def test_an_error_has_its_request_id_and_is_gone_when_something_else_is_chosen(p
 @pytest.mark.parametrize("name", ["cells", "%2Fecho"])
 def test_an_error_is_gone_when_what_it_is_about_has_changed(page, pictures, name):
     page.open(f"try/{name}")
-    error = "#panel .error:not([hidden])"
+    error = "#panel .error:not(:empty)"
     if name == "cells":
         page.see(pictures["plain.png"], 4)
         page.choose("Routine", "TopK")
@@ -2004,7 +2004,7 @@ def test_a_server_that_is_gone_is_said(page):
     page.wait("document.querySelector('#panel .body')?.value")
     with offline(page.browser):
         page.click("Send")
-        page.says("The server cannot be reached.", "#panel .error:not([hidden])")
+        page.says("The server cannot be reached.", "#panel .error:not(:empty)")
         page.says("Last seen", "#contact:not([hidden])")
     page.click("Send")
     page.says('"outputs"')
@@ -2020,7 +2020,7 @@ def test_a_server_that_answers_is_not_said_to_be_gone(page, tmp_path):
     page.says('"echo"', "[aria-label='The answer']")
     os.utime(file, (0, 0))  # as written anew: browsers look at whole seconds
     page.click("Send")
-    page.says("The file cannot be read.", "#panel .error:not([hidden])")
+    page.says("The file cannot be read.", "#panel .error:not(:empty)")
     page.go("connect/api")
     page.wait("document.querySelectorAll('details.card').length")
     shown = "details.card:not([hidden])"
@@ -2034,7 +2034,7 @@ def test_a_server_that_answers_is_not_said_to_be_gone(page, tmp_path):
     page.find(f"{shown} input[type=file]").send_keys(str(file))
     file.unlink()
     page.click("Try it", shown)
-    page.says("The file cannot be read.", f"{shown} .error:not([hidden])")
+    page.says("The file cannot be read.", f"{shown} .error:not(:empty)")
     unfold("table:predict")
     page.js(
         """[...document.querySelectorAll(`${arguments[0]} label`)].find((one) =>
@@ -2042,7 +2042,7 @@ def test_a_server_that_answers_is_not_said_to_be_gone(page, tmp_path):
         shown,
     )
     page.click("Try it", shown)
-    page.says("ISO-8859-1", f"{shown} .error:not([hidden])")
+    page.says("ISO-8859-1", f"{shown} .error:not(:empty)")
     assert page.js("return document.querySelector('#contact').hidden")
     unfold("get /now")
     page.click("Try it", shown)

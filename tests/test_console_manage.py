@@ -238,6 +238,7 @@ def test_a_key_is_shown_once_and_then_disabled_enabled_and_deleted(page, site):
     part.type("name", "ann")
     part.type("calls", "10")
     part.choose("per", "month")
+    assert page.js("return document.querySelector('select[multiple]').selectedOptions.length") == 0
     page.js("document.querySelector('select[multiple]').options[0].selected = true")
     part.click("Create the key")
     shown = page.wait("document.querySelector('section pre')?.innerText.split('\\n')[0]")

@@ -12,7 +12,7 @@ export function show(root, one) {
 
 /** Each node's column: one more than the furthest of its inputs. */
 function columnsOf(nodes) {
-	const columns = {request: 0};
+	const columns = {__proto__: null, request: 0};
 	for (let round = 0; round <= nodes.length; round += 1) {
 		for (const node of nodes) columns[node.name] = 1 + Math.max(0, ...node.inputs.map((link) => columns[link.node] ?? 0));
 	}
@@ -22,7 +22,7 @@ function columnsOf(nodes) {
 function drawGraph(one, parts = {}) {
 	const nodes = [...one.nodes, {name: "response", inputs: one.outputs}], columns = columnsOf(nodes);
 	columns.response = 1 + Math.max(0, ...one.nodes.map((node) => columns[node.name]));
-	const rows = {}, spots = {}, all = [{name: "request"}, ...nodes];
+	const rows = {}, spots = {__proto__: null}, all = [{name: "request"}, ...nodes];
 	for (const {name} of all) {
 		const column = columns[name], row = (rows[column] = (rows[column] ?? -1) + 1);
 		spots[name] = {x: 10 + column * (WIDE + GAP), y: 10 + row * ROW};

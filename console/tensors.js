@@ -9,6 +9,7 @@ import {versionPicker} from "./predict.js";
 
 const INTEGERS = /^DT_U?INT/;
 const MOST_CELLS = 64; // most fields for a row
+const MOST_TABLES = 20; // most rows of an answer that have a table each
 
 /** The sizes of a tensor: null for any size; null for any rank. */
 const shapeOf = (tensor) => (tensor.tensor_shape?.unknown_rank ? null : (tensor.tensor_shape?.dim ?? []).map(({size}) => (Number(size) < 0 ? null : Number(size))));
@@ -80,8 +81,8 @@ class TensorPanel {
 		const {inputs = {}, outputs = {}} = this.signatures[this.signature] ?? {};
 		this.none.hidden = Object.keys(inputs).length > 0;
 		this.call.hidden = this.exampler.hidden = !this.none.hidden;
-		this.files = this.one.examples?.[this.signature] ?? {}; // by input, as base64
-		this.values = {}; // by input, as JSON: long numbers stay exact
+		this.files = {__proto__: null, ...this.one.examples?.[this.signature]}; // by input, as base64
+		this.values = {__proto__: null}; // by input, as JSON: long numbers stay exact
 		this.outputs = Object.keys(outputs);
 		this.fields = Object.entries(inputs).sort().map(([name, tensor]) => ({name, tensor, ...fieldFor(name, tensor, (json) => this.write((this.values[name] = json)), this.files[name])}));
 		fill(this.form, this.fields.map((field) => field.element), make("p.soft.wide", `answers ${this.outputs.map((name) => `${name}: ${tell(outputs[name])}`).join(", ")}`));
@@ -128,16 +129,19 @@ function exampleOf(tensor, b64) {
 /** A field for an input: {element, fill(value)}; `set(json)` is called when the user changes it. */
 function fieldFor(name, tensor, set, b64) {
 	const shape = shapeOf(tensor), label = `${name}: ${tell(tensor)}`;
-	if (isPicture(name, tensor, shape, b64)) return pictureField(label, tensor, shape, set);
-	const text = tensor.dtype === "DT_STRING", cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
+	const text = tensor.dtype === "DT_STRING", place = text ? b64?.startsWith("iVBOR") && {} : pictureOf(name, shape); // or a PNG
+	if (place) return pictureField(label, tensor, shape, place, set);
+	const cells = shape?.length < 2 ? 1 : shape?.length === 2 && shape[1];
 	if (text && cells === 1 && !b64) return linesField(label, shape, set);
 	return !text && cells && cells <= MOST_CELLS ? tableField(label, tensor, shape, set) : jsonField(label, set);
 }
 
-function isPicture(name, tensor, shape, b64) {
-	if (tensor.dtype === "DT_STRING") return b64?.startsWith("iVBOR"); // a PNG
-	const pixels = shape?.length === 3 ? /image|pixel|picture/i.test(name) : shape?.length === 4 && [1, 3, 4].includes(shape[3]);
-	return pixels && (shape[1] ?? 99) > 4;
+/** Where a shape has a picture's height, width and channels; null if it holds no pictures. */
+function pictureOf(name, shape) {
+	const [one, two, three, four] = shape ?? [], named = /image|pixel|picture/i.test(name), ofColours = (size) => [1, 3, 4].includes(size);
+	const found = shape?.length === 4 ? (ofColours(four) ? {tall: two, wide: three, channels: four} : ofColours(two) && {tall: three, wide: four, channels: two, first: true})
+		: shape?.length === 3 && (named && ofColours(three) ? {tall: one, wide: two, channels: three, single: true} : (named || (two && two === three)) && {tall: two, wide: three});
+	return found && (found.tall ?? 99) > 4 ? found : null;
 }
 
 /** A text field; what `read` answers or throws is shown below it. */
@@ -202,11 +206,11 @@ const MOST_SIDES = 1024; // width + height if free: sent as text
 const RANGES = {"0..255": [1, 0], "0..1": [1 / 255, 0], "-1..1": [2 / 255, -1]};
 
 /** A picture in the tensor's size and the user's range; strings take the file. */
-function pictureField(label, tensor, shape, set) {
+function pictureField(label, tensor, shape, place, set) {
 	const file = tensor.dtype === "DT_STRING", whole = file || INTEGERS.test(tensor.dtype);
 	const canvas = make("canvas", {width: 0, height: 0}), note = status("small");
 	let bitmap = null, range = whole ? "0..255" : "0..1";
-	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, shape, RANGES[range], whole)));
+	const write = () => bitmap && set(JSON.stringify(pixels(bitmap, canvas, place, RANGES[range], whole)));
 	const take = async ([given]) => {
 		try {
 			if (file) set(JSON.stringify(filled(shape ?? [1], {b64: await toBase64(given)})));
@@ -221,20 +225,17 @@ function pictureField(label, tensor, shape, set) {
 	return {element: make("div.wide", {role: "group", label}, label, dropZone("Choose a picture", take, {accept: "image/*", extra: [ranges, canvas, note]})), fill: () => (note.textContent = "no picture yet: an example of one colour")};
 }
 
-function pixels(bitmap, canvas, shape, [scale, offset], whole) {
-	const single = shape.length === 3 && [1, 3, 4].includes(shape[2]); // [height, width, channels], without a batch
-	const [, tall, wide, channels] = single ? [1, ...shape] : shape, {width, height} = bitmap;
-	const shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
+function pixels(bitmap, canvas, {tall, wide, channels, first, single}, [scale, offset], whole) {
+	const {width, height} = bitmap, shrink = tall ? tall / height : wide ? wide / width : Math.min(1, MOST_SIDES / (width + height));
 	drawOn(canvas, bitmap, wide ?? Math.ceil(width * shrink), tall ?? Math.ceil(height * shrink));
 	const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
 	const value = (byte) => (whole ? byte : Number((byte * scale + offset).toFixed(4)));
 	const grey = (at) => Math.round(0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]);
-	const rows = Array.from({length: canvas.height}, (_, y) => Array.from({length: canvas.width}, (_, x) => {
-		const at = 4 * (y * canvas.width + x);
-		if (!channels) return value(grey(at));
-		return channels === 1 ? [value(grey(at))] : Array.from({length: channels}, (_, c) => value(data[at + c]));
-	}));
-	return single ? rows : [rows];
+	const number = (at, channel) => value(channels > 1 ? data[at + channel] : grey(at));
+	const each = (count, made) => Array.from({length: count}, (_, index) => made(index));
+	const plane = (made) => each(canvas.height, (y) => each(canvas.width, (x) => made(4 * (y * canvas.width + x))));
+	const picture = !channels ? plane(number) : first ? each(channels, (channel) => plane((at) => number(at, channel))) : plane((at) => each(channels, (channel) => number(at, channel)));
+	return single ? picture : [picture];
 }
 
 /** The answer as a table and a chart; `only` names a single output. */
@@ -251,6 +252,7 @@ const turn = (rows) => Object.fromEntries(Object.keys(rows[0]).map((name) => [na
 
 function drawOutput(name, value) {
 	while (value?.length === 1 && Array.isArray(value[0]?.[0])) [value] = value; // a batch of one
+	if (value.length <= MOST_TABLES && value.every?.((one) => Array.isArray(one?.[0]) && !Array.isArray(one[0][0]))) return value.flatMap((one, row) => drawOutput(`${name}, ${row}`, one));
 	const all = [value].flat(), cells = all.slice(0, 1000).map((row) => [row].flat());
 	if (!cells.length || cells.some((row) => row.some((cell) => typeof cell === "object"))) return null;
 	const wide = Math.max(...cells.map((row) => row.length));

@@ -157,6 +157,18 @@ def grey():
     )
 
 
+def planes():
+    """Pictures with their channels first, and of one channel without a dimension, to themselves."""
+    shapes = {"serving_default": (None, 3, 8, 6), "flat": (None, 28, 28)}
+    return Made(
+        lambda inputs: {"same": inputs["input_1"]},
+        **{
+            name: signature([spec("input_1", shape=shape)], [spec("same", shape=shape)])
+            for name, shape in shapes.items()
+        },
+    )
+
+
 def cube():
     """A tensor that no form suits."""
     return Made(
@@ -232,6 +244,7 @@ def models(wait):
         "texts": {1: texts},
         "grey": {1: grey},
         "cube": {1: cube},
+        "planes": {1: planes},
         "failing": {1: failing},
         "encoded": {1: encoded},
         "vectorized": {1: vectorized},

@@ -1499,6 +1499,7 @@ def test_every_form_begins_with_an_example_that_works(page):
         "texts",
         "grey",
         "cube",
+        "planes",
         "encoded",
         "vectorized",
         "odd",
@@ -1655,6 +1656,33 @@ def test_a_tensor_of_pictures_takes_a_picture(page, tmp_path):
     page.wait(
         "document.querySelector(`[aria-label='The answer as JSON']`).innerText.includes('51')"
     )
+
+
+def test_pictures_with_channels_first_and_without_channels(page, tmp_path):
+    colours = np.random.default_rng(1).integers(0, 256, (8, 6, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    page.open("try/planes")
+    page.wait("document.querySelector('#panel .drop input')")
+    page.take(tmp_path / "colours.png")
+    page.says("colours.png")
+    page.click("Send")
+    page.says('"outputs"')
+    np.testing.assert_allclose(
+        page.answer["outputs"], colours.transpose(2, 0, 1)[np.newaxis] / 255, atol=1e-4
+    )
+
+    digit = np.random.default_rng(2).integers(0, 256, (28, 28), np.uint8)
+    Image.fromarray(digit).save(tmp_path / "digit.png")
+    page.choose("Signature", "flat")
+    page.take(tmp_path / "digit.png")
+    page.says("digit.png")
+    page.js(
+        "const body = document.querySelector('#panel .body'), {signature_name, inputs: [one]} ="
+        " JSON.parse(body.value); body.value = JSON.stringify({signature_name, inputs: [one, one]})"
+    )
+    page.click("Send")
+    page.says("same, 1")
+    np.testing.assert_allclose(page.answer["outputs"], [digit / 255] * 2, atol=1e-4)
 
 
 def test_numbers_that_a_browser_cannot_hold_are_sent_and_shown_as_they_are(page):

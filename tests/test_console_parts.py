@@ -399,8 +399,10 @@ def test_the_table_is_sorted_by_a_click_and_a_name_opens_its_graphs(page, site):
     assert browser.execute_script(f"return {sorted_by}") == "descending"
     click(browser, "#watch-groups a[href='#watch/model/half_plus_three']")
     wait(browser, "document.querySelector('h2')?.textContent == 'model half_plus_three'")
-    charts = browser.execute_script("return document.querySelectorAll('.charts figure').length")
-    assert charts == 5, "those of a process are shown in all"
+    shown = "[...document.querySelectorAll('.charts figcaption')].map((one) => one.textContent)"
+    titles = browser.execute_script(f"return {shown}")
+    assert titles[5:] == ["In flight, mean", "Queue, mean", "Refused"]
+    assert len(titles) == 8, "CPU and memory are the process's: they are shown in all"
     browser.back()
     wait(browser, "document.querySelector('#watch-groups')")
 

@@ -75,7 +75,7 @@ def exported(file: Path, version: Path) -> Path:
     made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
     try:
         export_file(file, made)
-        readers = file.stat().st_mode & 0o044  # the file's: a temporary folder is for one user alone
+        readers = file.stat().st_mode & 0o044  # mkdtemp makes a folder for one user alone
         made.chmod(0o700 | readers | readers >> 2)
         return put_in_place(made, place / f"{name}-{digest}")
     finally:

@@ -434,17 +434,38 @@ def sibling(name: str) -> Any:
 
     None if there is none: a module of the same name elsewhere on Python's path does not count.
     """
+    full, origin = find_sibling(name)
+    return importlib.import_module(full) if origin and is_beside(origin) else None
+
+
+def find_sibling(name: str) -> tuple[str, str | None]:
+    """The full name of such a module or package, and the file that Python finds for it, if any."""
     full = f"{__package__}.{name}" if __package__ else name
     try:
         spec = importlib.util.find_spec(full)
     except (ModuleNotFoundError, ValueError):  # blocked, or a module made without a file
-        return None
-    if spec is None or spec.origin is None:
-        return None
-    place = Path(os.path.abspath(spec.origin)).parent
-    if spec.submodule_search_locations is not None:  # a package: its origin is its __init__.py
-        place = place.parent
-    return importlib.import_module(full) if os.path.realpath(place) in FOLDERS else None
+        return full, None
+    return full, spec.origin if spec else None
+
+
+def is_beside(origin: str) -> bool:
+    """Whether a module's file, or a package's `__init__.py`, belongs to what is beside this one."""
+    place = Path(os.path.abspath(origin))
+    place = place.parent.parent if place.name == "__init__.py" else place.parent
+    return os.path.realpath(place) in FOLDERS
+
+
+def tell_hidden(name: str) -> str:
+    """Why Python does not take a module that is beside this file, as the end of a text; empty if it
+    does, or if there is none.
+    """
+    beside = [Path(folder, file) for folder in FOLDERS for file in (name, f"{name}.py")]
+    _, origin = find_sibling(name)
+    if not any(map(os.path.exists, beside)) or origin and is_beside(origin):
+        return ""
+    if origin:
+        return f": Python finds {origin} first"
+    return ": it is there, but its folder is not on Python's path (-P, -I or PYTHONSAFEPATH)"
 
 
 @functools.cache
@@ -7699,11 +7720,12 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if not routines and config.deployments:
-        raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
+        needed = f"this needs routines.py beside serving.py{tell_hidden('routines')}"
+        raise ConfigError("$.deployments", needed)
     read = {section for extension in extensions for section in extension.sections}
     for section, file in SECTION_FILES.items():
         for path in find_given(config, section.split(".")) if section not in read else ():
-            raise ConfigError(path, tell_missing(file))
+            raise ConfigError(path, tell_missing(file) + tell_hidden("serving_extensions"))
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
@@ -10221,7 +10243,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def missing_command(name: str, source: Any, value: Any) -> int:
-    raise NotFound(tell_missing(COMMAND_FILES[name]).capitalize())
+    needed = tell_missing(COMMAND_FILES[name]).capitalize()
+    raise NotFound(needed + tell_hidden("serving_extensions"))
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:

@@ -23,7 +23,7 @@ from conftest import ROOT, Process, listening, signature, spec, started, until
 
 import routines
 import serving
-from serving_extensions import commands, keras_files
+from serving_extensions import commands, keras_files, progress
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works(demo_process):
     )
     assert "outputs" in json.loads(done.stdout), done
     assert demo_process.call("GET", "/readyz")[0] == 200
+
+
+def test_no_progress_is_drawn_without_stderr(monkeypatch):
+    """Python has None for a stderr that is closed, as by `2>&-`."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert progress.show_load(serving.ModelServer({"model_config_list": []})) is None
 
 
 def heard(capsys, text):

@@ -10000,6 +10000,9 @@ class PrintableLog(logging.LoggerAdapter):
         return printable(msg), kwargs
 
 
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine has no such address
+
+
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time.
 
@@ -10015,17 +10018,34 @@ class Waitress:
     ):
         adj = Adjustments(**adjustments)
         self.dispatcher, self.sockets = dispatcher, dict[int, Any]()
+        self.listeners: list[TcpWSGIServer] = []
+        error = None
+        for address in adj.listen:
+            error = self.add_listener(address, kind, app, adj) or error
+        if not self.listeners and error:
+            raise error
+
+    def add_listener(
+        self, address: Sequence[Any], kind: type[TcpWSGIServer], app: Any, adj: Adjustments
+    ) -> OSError | None:
+        """Listen at one more address, on the port of the first; returns the error of one that can
+        be left out, such as the `::1` of `localhost` where IPv6 is off.
+        """
+        *family, (host, port, *rest) = address
+        info = (*family, (host, self.port if self.listeners else port, *rest))
+        sockets, known = self.sockets, self.sockets.copy()
         try:
-            self.listeners = [
-                kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
-                for address in adj.listen
-            ]
-            for listener in self.listeners:
-                log = PrintableLog(listener.logger)
-                listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
-        except OSError:
-            wasyncore.close_all(self.sockets)
+            listener = kind(app, map=sockets, dispatcher=self.dispatcher, adj=adj, sockinfo=info)
+        except OSError as error:
+            wasyncore.close_all({fd: sockets[fd] for fd in sockets if fd not in known})
+            if error.errno in ABSENT or self.listeners and port == 0:
+                return error
+            wasyncore.close_all(sockets)
             raise
+        log = PrintableLog(listener.logger)
+        listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
+        self.listeners.append(listener)
+        return None
 
     @property
     def port(self) -> int:
@@ -10176,7 +10196,8 @@ def serve(
         raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from None
     process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
     server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
-    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
+    # browsers cannot open wildcards
+    where = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     with printing():
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)

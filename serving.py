@@ -9895,8 +9895,10 @@ def choose_source(
         return source_at(options.path)
     if options.model_name:
         return as_source([{"name": options.model_name, "base_path": options.model_base_path}])
-    demo = Path(__file__).with_name("config.json")
-    if options.config or Path("config.json").exists() or not demo.exists():
+    # this file may be a symbolic link
+    beside = [Path(f).with_name("config.json") for f in (__file__, os.path.realpath(__file__))]
+    demo = next((path for path in beside if path.exists()), None)
+    if options.config or Path("config.json").exists() or demo is None:
         return options.config or "config.json"
     return str(demo)
 

@@ -454,6 +454,20 @@ def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, cap
     assert refusal(capsys, "none") == (2, f"serving: none: {none}; {hint}")
 
 
+def test_a_link_to_the_file_serves_the_config_beside_the_link_or_else_the_demo(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/serve.py").symlink_to(ROOT / "serving.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serving, "__file__", str(tmp_path / "bin/serve.py"))
+    parser = serving.build_parser(())
+    assert serving.choose_source(parser, parser.parse_args([])) == str(ROOT / "config.json")
+    (tmp_path / "bin/config.json").touch()
+    expected = str(tmp_path / "bin/config.json")
+    assert serving.choose_source(parser, parser.parse_args([])) == expected
+
+
 def find(path):
     """The models of a PATH: names, base paths, and the one version where only that is served."""
     return [

@@ -10081,11 +10081,14 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     else it is waitress's own.
     """
     options = server.config.server
+    # without poll, as on Windows, the loop's select fails beyond 512 sockets (CPython's FD_SETSIZE)
+    limit = math.inf if hasattr(select, "poll") else 500
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
         "ident": "serving",
-        "connection_limit": options.connection_limit + 4,  # waitress counts its own sockets
+        # waitress counts its own sockets
+        "connection_limit": min(options.connection_limit, limit) + 4,
         "max_request_body_size": options.max_request_bytes,
         # bodies stay in memory, and out of temporary files
         "inbuf_overflow": options.max_request_bytes,

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -602,6 +603,19 @@ def test_a_host_without_an_address_here_cannot_be_had():
     with pytest.raises(OSError) as raised:
         serving.run({"model_config_list": []}, host=ABSENT, port=0)
     assert raised.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("wanted, expected", [(1000, 504), (5, 9)])
+def test_where_select_is_all_there_is_its_512_sockets_are_not_exceeded(
+    wanted, expected, monkeypatch
+):
+    monkeypatch.delattr(select, "poll")  # as on Windows
+    config = {"model_config_list": [], "server": {"connection_limit": wanted}}
+    server = serving.ModelServer(config)
+    http = serving.listen(server, serving.create_app(server), "127.0.0.1", 0)
+    assert http.listeners[0].adj.connection_limit == expected
+    http.finish(0)
+    server.stop()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "*"])

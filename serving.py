@@ -434,17 +434,38 @@ def sibling(name: str) -> Any:
 
     None if there is none: a module of the same name elsewhere on Python's path does not count.
     """
+    full, origin = find_sibling(name)
+    return importlib.import_module(full) if origin and is_beside(origin) else None
+
+
+def find_sibling(name: str) -> tuple[str, str | None]:
+    """The full name of such a module or package, and the file that Python finds for it, if any."""
     full = f"{__package__}.{name}" if __package__ else name
     try:
         spec = importlib.util.find_spec(full)
     except (ModuleNotFoundError, ValueError):  # blocked, or a module made without a file
-        return None
-    if spec is None or spec.origin is None:
-        return None
-    place = Path(os.path.abspath(spec.origin)).parent
-    if spec.submodule_search_locations is not None:  # a package: its origin is its __init__.py
-        place = place.parent
-    return importlib.import_module(full) if os.path.realpath(place) in FOLDERS else None
+        return full, None
+    return full, spec.origin if spec else None
+
+
+def is_beside(origin: str) -> bool:
+    """Whether a module's file, or a package's `__init__.py`, belongs to what is beside this one."""
+    place = Path(os.path.abspath(origin))
+    place = place.parent.parent if place.name == "__init__.py" else place.parent
+    return os.path.realpath(place) in FOLDERS
+
+
+def tell_hidden(name: str) -> str:
+    """Why Python does not take a module that is beside this file, as the end of a text; empty if it
+    does, or if there is none.
+    """
+    beside = [Path(folder, file) for folder in FOLDERS for file in (name, f"{name}.py")]
+    _, origin = find_sibling(name)
+    if not any(map(os.path.exists, beside)) or origin and is_beside(origin):
+        return ""
+    if origin:
+        return f": Python finds {origin} first"
+    return ": it is there, but its folder is not on Python's path (-P, -I or PYTHONSAFEPATH)"
 
 
 @functools.cache
@@ -7699,11 +7720,12 @@ def import_once(server: ModelServer, name: str) -> tuple[dict[str, type], dict[s
 def refuse_unread(config: Config, extensions: Iterable[Extension]) -> None:
     """Raise ConfigError for a section that no extension here reads, naming the file that would."""
     if not routines and config.deployments:
-        raise ConfigError("$.deployments", "this needs routines.py beside serving.py")
+        needed = f"this needs routines.py beside serving.py{tell_hidden('routines')}"
+        raise ConfigError("$.deployments", needed)
     read = {section for extension in extensions for section in extension.sections}
     for section, file in SECTION_FILES.items():
         for path in find_given(config, section.split(".")) if section not in read else ():
-            raise ConfigError(path, tell_missing(file))
+            raise ConfigError(path, tell_missing(file) + tell_hidden("serving_extensions"))
 
 
 def find_given(value: Any, names: Sequence[str], path: str = "$") -> Iterator[str]:
@@ -9873,8 +9895,10 @@ def choose_source(
         return source_at(options.path)
     if options.model_name:
         return as_source([{"name": options.model_name, "base_path": options.model_base_path}])
-    demo = Path(__file__).with_name("config.json")
-    if options.config or Path("config.json").exists() or not demo.exists():
+    # this file may be a symbolic link
+    beside = [Path(f).with_name("config.json") for f in (__file__, os.path.realpath(__file__))]
+    demo = next((path for path in beside if path.exists()), None)
+    if options.config or Path("config.json").exists() or demo is None:
         return options.config or "config.json"
     return str(demo)
 
@@ -9978,6 +10002,9 @@ class PrintableLog(logging.LoggerAdapter):
         return printable(msg), kwargs
 
 
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine has no such address
+
+
 class Waitress:
     """waitress's loop over its listening sockets, a turn at a time.
 
@@ -9993,17 +10020,34 @@ class Waitress:
     ):
         adj = Adjustments(**adjustments)
         self.dispatcher, self.sockets = dispatcher, dict[int, Any]()
+        self.listeners: list[TcpWSGIServer] = []
+        error = None
+        for address in adj.listen:
+            error = self.add_listener(address, kind, app, adj) or error
+        if not self.listeners and error:
+            raise error
+
+    def add_listener(
+        self, address: Sequence[Any], kind: type[TcpWSGIServer], app: Any, adj: Adjustments
+    ) -> OSError | None:
+        """Listen at one more address, on the port of the first; returns the error of one that can
+        be left out, such as the `::1` of `localhost` where IPv6 is off.
+        """
+        *family, (host, port, *rest) = address
+        info = (*family, (host, self.port if self.listeners else port, *rest))
+        sockets, known = self.sockets, self.sockets.copy()
         try:
-            self.listeners = [
-                kind(app, map=self.sockets, dispatcher=dispatcher, adj=adj, sockinfo=address)
-                for address in adj.listen
-            ]
-            for listener in self.listeners:
-                log = PrintableLog(listener.logger)
-                listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
-        except OSError:
-            wasyncore.close_all(self.sockets)
+            listener = kind(app, map=sockets, dispatcher=self.dispatcher, adj=adj, sockinfo=info)
+        except OSError as error:
+            wasyncore.close_all({fd: sockets[fd] for fd in sockets if fd not in known})
+            if error.errno in ABSENT or self.listeners and port == 0:
+                return error
+            wasyncore.close_all(sockets)
             raise
+        log = PrintableLog(listener.logger)
+        listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
+        self.listeners.append(listener)
+        return None
 
     @property
     def port(self) -> int:
@@ -10037,11 +10081,14 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
     else it is waitress's own.
     """
     options = server.config.server
+    # without poll, as on Windows, the loop's select fails beyond 512 sockets (CPython's FD_SETSIZE)
+    limit = math.inf if hasattr(select, "poll") else 500
     adjustments: dict[str, Any] = {
         "host": host,
         "port": port,
         "ident": "serving",
-        "connection_limit": options.connection_limit + 4,  # waitress counts its own sockets
+        # waitress counts its own sockets
+        "connection_limit": min(options.connection_limit, limit) + 4,
         "max_request_body_size": options.max_request_bytes,
         # bodies stay in memory, and out of temporary files
         "inbuf_overflow": options.max_request_bytes,
@@ -10154,7 +10201,8 @@ def serve(
         raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from None
     process.take_signals(stop)  # before the first load, so that a signal can end a hanging one
     server.start()  # not `eager`: nobody else imports TensorFlow, so no need to wait for it
-    where = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # browsers cannot open wildcards
+    # browsers cannot open wildcards
+    where = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"http://{f'[{where}]' if ':' in where else where}:{http.port}"
     with printing():
         print(f"serving {__version__} on {address}, loading {server.manager.name}", flush=True)
@@ -10221,7 +10269,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def missing_command(name: str, source: Any, value: Any) -> int:
-    raise NotFound(tell_missing(COMMAND_FILES[name]).capitalize())
+    needed = tell_missing(COMMAND_FILES[name]).capitalize()
+    raise NotFound(needed + tell_hidden("serving_extensions"))
 
 
 def commands(extensions: Sequence[Extension]) -> dict[str, Callable[[Any, Any], int]]:

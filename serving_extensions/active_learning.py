@@ -32,6 +32,7 @@ from .core import (
     BadRequest,
     Call,
     Config,
+    ConfigError,
     Extension,
     ModelServer,
     NotFound,
@@ -262,12 +263,18 @@ def export_group(folder: Path, target: Path, labels: Mapping[int, str]) -> int:
 
 
 def prepare(server: ModelServer, config: Config) -> dict[str, Inbox]:
-    """The inbox of each deployment that has active learning, by deployment id."""
+    """The inbox of each deployment that has active learning, by deployment id. Raises ConfigError
+    for a folder with letters that the locale lacks.
+    """
     known, found = server.state["active_learning"], {}
-    for deployment in config.deployments:
+    for index, deployment in enumerate(config.deployments):
         if learning := deployment.active_learning:
             folder = Path(learning.folder) / learning.group
-            found[deployment.id] = known.get(folder) or known.setdefault(folder, Inbox(folder))
+            try:
+                found[deployment.id] = known.get(folder) or known.setdefault(folder, Inbox(folder))
+            except ValueError as error:
+                path = f"$.deployments[{index}].active_learning.folder"
+                raise ConfigError(path, f"cannot be read: {error}") from None
     return found
 
 

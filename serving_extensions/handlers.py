@@ -9,6 +9,7 @@ Result        what the function returned; results.py writes it
 import asyncio
 import builtins
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +25,7 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -431,7 +433,19 @@ class Handler:
         assert bound is not None  # views check `ready` first
         with errors_only("the handler"):
             found = bound.function(value, context) if bound.two else bound.function(value)
-            return asyncio.run(found) if inspect.iscoroutine(found) else found
+            return outside_loops(asyncio.run, found) if inspect.iscoroutine(found) else found
+
+
+def outside_loops(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function that runs an event loop: called in a thread of its own if this one
+    runs a loop already, as Jupyter's does, because a thread runs only one.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # none runs
+        return function(*arguments)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, function, *arguments).result()
 
 
 def check_function(reference: str, folder: Path) -> str | None:

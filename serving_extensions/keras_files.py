@@ -68,16 +68,23 @@ def exported(file: Path, version: Path) -> Path:
     beside = (file if version == file else version).parent
     digest = digest_of(file)
     places = [beside / CACHE, user_cache(beside)]
-    ready = next((p for p in places if (p / f"{name}-{digest}" / "saved_model.pb").is_file()), None)
+    ready = next((p for p in places if is_export(p / f"{name}-{digest}")), None)
     if ready is not None:
         return ready / f"{name}-{digest}"
     place = first_writable(places)
     made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
     try:
         export_file(file, made)
+        readers = file.stat().st_mode & 0o044  # mkdtemp makes a folder for one user alone
+        made.chmod(0o700 | readers | readers >> 2)
         return put_in_place(made, place / f"{name}-{digest}")
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether this user can reach an export there. (`Path.is_file` raises an error if not.)"""
+    return os.path.isfile(folder / "saved_model.pb")
 
 
 def digest_of(file: Path) -> str:
@@ -151,7 +158,7 @@ def put_in_place(made: Path, target: Path) -> Path:
             shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(OSError):  # another process was faster
         made.rename(target)
-    if not (target / "saved_model.pb").is_file():
+    if not is_export(target):
         raise LoadError("the export could not be put in its place")
     return target
 

@@ -21,7 +21,7 @@ MOST_COLUMNS = 79  # a longer line would wrap, and could not be erased
 def show_load(server: ModelServer) -> None:
     """Draw the line until the first load is over."""
     stream = sys.stderr
-    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+    if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return
     began = time.monotonic()
     with erased_before_lines():

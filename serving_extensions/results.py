@@ -27,7 +27,7 @@ import numpy as np
 from werkzeug.wrappers import Response
 
 from .core import encode_json, errors_only, explain
-from .handlers import HandlerError
+from .handlers import HandlerError, outside_loops
 
 MAX_LEVELS = 200  # of nested lists and objects: well below where encoders fail
 CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; ?[\w-]+=[\w.+\"-]+)*", re.ASCII)
@@ -186,12 +186,12 @@ def run_stream(parts: AsyncGenerator[Any, None]) -> Iterator[Any]:
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         task = loop.create_task(hand_on())
         try:
-            while part := loop.run_until_complete(ready.get()):
+            while part := outside_loops(loop.run_until_complete, ready.get()):
                 yield part[0]
                 asked.put_nowait(None)
-            loop.run_until_complete(task)
+            outside_loops(loop.run_until_complete, task)
         finally:
-            loop.run_until_complete(end_tasks())
+            outside_loops(loop.run_until_complete, end_tasks())
 
 
 async def end_tasks() -> None:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import os
 import shutil
 import threading
 
@@ -547,3 +548,11 @@ def test_pictures_that_wait_are_bounded_by_their_bytes(tmp_path, monkeypatch):
     box.offer(large, dict, None)
     box.flush(30)
     assert dict(box.counts) == {"busy": 2, "kept": 2}
+
+
+def test_a_folder_with_letters_that_the_locale_lacks_is_refused(monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(serving.ConfigError) as raised:
+        patch.setattr(os, "scandir", lambda path: str(path).encode("ascii"))  # as LC_ALL=C has it
+        learning("учёба")
+    assert raised.value.path == "$.deployments[0].active_learning.folder"
+    assert "'ascii' codec can't encode" in raised.value.message

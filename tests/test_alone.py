@@ -341,6 +341,28 @@ def test_what_lies_elsewhere_on_the_path_is_not_taken(tmp_path):
     assert python(code, folder) == ["() False False"]
 
 
+def test_what_python_finds_first_is_told(tmp_path):
+    """A file of the same name in the current folder, and a path without the folder, as with -P."""
+    folder = copy(tmp_path / "ours", "serving.py", "routines.py")
+    theirs = tmp_path / "theirs/routines.py"
+    theirs.parent.mkdir()
+    theirs.touch()
+    config = {"model_config_list": [], "deployments": [{"id": "d", "model": "m"}]}
+    code = f"""
+import sys
+sys.path[:0] = [{str(theirs.parent)!r}, {str(folder)!r}]
+import serving
+for sys.path in (sys.path, []):
+    try: serving.ModelServer({config})
+    except serving.ConfigError as error: print(error)
+"""
+    needs = "$.deployments: this needs routines.py beside serving.py"
+    assert python(code, theirs.parent) == [
+        f"{needs}: Python finds {theirs} first",
+        f"{needs}: it is there, but its folder is not on Python's path (-P, -I or PYTHONSAFEPATH)",
+    ]
+
+
 def test_a_file_under_another_name_says_that_its_extensions_are_for_serving(tmp_path):
     folder = copy(tmp_path / "named", "serving.py", "routines.py", "serving_extensions")
     shutil.copy(folder / "serving.py", folder / "tfserve.py")

@@ -23,7 +23,7 @@ from conftest import ROOT, Process, listening, signature, spec, started, until
 
 import routines
 import serving
-from serving_extensions import commands, keras_files
+from serving_extensions import commands, keras_files, progress
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_demo_starts_says_what_it_serves_and_its_curl_works(demo_process):
     )
     assert "outputs" in json.loads(done.stdout), done
     assert demo_process.call("GET", "/readyz")[0] == 200
+
+
+def test_no_progress_is_drawn_without_stderr(monkeypatch):
+    """Python has None for a stderr that is closed, as by `2>&-`."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert progress.show_load(serving.ModelServer({"model_config_list": []})) is None
 
 
 def heard(capsys, text):
@@ -446,6 +452,20 @@ def test_a_path_with_nothing_to_serve_says_what_to_do(tmp_path, monkeypatch, cap
     (tmp_path / "none/v1").mkdir(parents=True)
     none = "there is no model in this folder, and no config.json"
     assert refusal(capsys, "none") == (2, f"serving: none: {none}; {hint}")
+
+
+def test_a_link_to_the_file_serves_the_config_beside_the_link_or_else_the_demo(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/serve.py").symlink_to(ROOT / "serving.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serving, "__file__", str(tmp_path / "bin/serve.py"))
+    parser = serving.build_parser(())
+    assert serving.choose_source(parser, parser.parse_args([])) == str(ROOT / "config.json")
+    (tmp_path / "bin/config.json").touch()
+    expected = str(tmp_path / "bin/config.json")
+    assert serving.choose_source(parser, parser.parse_args([])) == expected
 
 
 def find(path):

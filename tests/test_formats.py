@@ -5,6 +5,7 @@ folders that are one level off. The truth is Keras, called directly.
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -218,11 +219,12 @@ def test_a_damaged_file(tmp_path):
     assert not [*tmp_path.glob(".exported/*")]
 
 
-def test_files_beside_each_other_keep_their_exports(tmp_path, monkeypatch):
-    def export(file, folder):
-        (folder / "saved_model.pb").write_text(file.name)
+def write_export(file, folder):
+    (folder / "saved_model.pb").write_text(file.name)
 
-    monkeypatch.setattr(keras_files, "export_file", export)
+
+def test_files_beside_each_other_keep_their_exports(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_files, "export_file", write_export)
     files = [tmp_path / f"{name}.keras" for name in ("a", "a.keras-b", "b")]
     for file in files:
         file.write_text(file.name)
@@ -233,6 +235,25 @@ def test_files_beside_each_other_keep_their_exports(tmp_path, monkeypatch):
     for file, folder in zip(files, made):
         assert (folder / "saved_model.pb").read_text() == file.name
         assert keras_files.exported(file, file) == folder
+
+
+@pytest.mark.parametrize("mode, expected", [(0o644, 0o755), (0o640, 0o750), (0o600, 0o700)])
+def test_who_may_read_a_file_may_read_its_export(tmp_path, monkeypatch, mode, expected):
+    monkeypatch.setattr(keras_files, "export_file", write_export)
+    (tmp_path / "m.keras").touch()
+    (tmp_path / "m.keras").chmod(mode)
+    made = keras_files.exported(tmp_path / "m.keras", tmp_path / "m.keras")
+    assert stat.S_IMODE(made.stat().st_mode) == expected
+
+
+def test_an_export_that_cannot_be_looked_at_is_made_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_files, "export_file", write_export)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / ".exported").symlink_to("x" * 300)  # as what another user alone may enter
+    (tmp_path / "m.keras").touch()
+    made = keras_files.exported(tmp_path / "m.keras", tmp_path / "m.keras")
+    assert made.parent == keras_files.user_cache(tmp_path)
+    assert (made / "saved_model.pb").read_text() == "m.keras"
 
 
 def test_a_place_that_cannot_be_written(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Handlers over HTTP: CellStrat's and BentoML's own client code, and every way in which a function can go wrong."""
 
+import asyncio
 import base64
 import gc
 import json
@@ -1032,6 +1033,26 @@ def test_a_handler_answers_with_a_response(views):
 
 def test_an_async_handler(views):
     assert call_view(views, "later", 1).json() == [1, None]
+
+
+def test_async_handlers_below_a_running_event_loop(tmp_path):
+    """As in a notebook, where the caller's thread runs one."""
+    (tmp_path / "views.py").write_text(VIEWS)
+    handlers = [{"path": f"/{name}", "function": f"views.py:{name}"} for name in ("later", "ticks")]
+    config = {"model_config_list": [], "handlers": handlers}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    server = serving.ModelServer(tmp_path / "config.json")
+    assert server.wait(30)
+    client = serving.create_app(server).test_client()
+
+    async def ask(path, value):
+        return client.post(path, json=value, headers={"x-api-key": server.generated_key})
+
+    try:
+        assert asyncio.run(ask("/later", 1)).json == [1, None]
+        assert asyncio.run(ask("/ticks", 1)).text == '{"number":0}\n'
+    finally:
+        server.stop()
 
 
 def test_a_stream_comes_in_parts(views):

@@ -273,6 +273,10 @@ OF_A_THREAD = {
         "endpoints.py",
         "contextvars",
     ): "a site's function asks flask.g, which Flask keeps there, also in a thread of ours",
+    (
+        "handlers.py",
+        "contextvars",
+    ): "an `async` function asks flask.g or the like, also in a thread of ours",
     ("serving.py", "unknown"): "flask.request: and an error's handler",
 }
 HIDDEN = {"current_app", "g", "session", "has_request_context", "local"}

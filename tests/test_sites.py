@@ -1,12 +1,15 @@
 """Sites as people make them, the server mounted in each: tests/sites has the sites."""
 
 import contextlib
+import errno
 import gc
 import io
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -562,7 +565,60 @@ def test_run_listens_where_the_environment_says(monkeypatch, given, expected):
         serving.run({"model_config_list": []})
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+ABSENT = "198.51.100.1"  # TEST-NET-2 (RFC 5737): no machine has it
+
+
+@pytest.mark.parametrize(
+    "places, expected",
+    [
+        ([ABSENT, "127.0.0.1"], ["127.0.0.1"]),
+        (["127.0.0.1", ABSENT], ["127.0.0.1"]),
+        pytest.param(
+            ["127.0.0.1", "127.0.0.2"],
+            ["127.0.0.1", "127.0.0.2"],
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's"),
+        ),
+        (["127.0.0.1", "127.0.0.1"], ["127.0.0.1"]),  # the port is taken
+    ],
+)
+@pytest.mark.parametrize("given", [{}, {"extensions": ()}], ids=["all", "alone"])
+def test_a_host_of_several_addresses_is_listened_at_on_one_port(
+    places, expected, given, monkeypatch
+):
+    server = serving.ModelServer({"model_config_list": []}, **given)
+    app = serving.create_app(server)
+    with monkeypatch.context() as patch:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 0)) for place in places]
+        patch.setattr(socket, "getaddrinfo", lambda *_: found)
+        http = serving.listen(server, app, "host.example", 0)
+    assert [listener.socket.getsockname() for listener in http.listeners] == [
+        (place, http.port) for place in expected
+    ]
+    assert len(http.sockets) == 2 * len(expected)  # each with what wakes it
+    http.finish(0)
+    server.stop()
+
+
+def test_a_host_without_an_address_here_cannot_be_had():
+    with pytest.raises(OSError) as raised:
+        serving.run({"model_config_list": []}, host=ABSENT, port=0)
+    assert raised.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize("wanted, expected", [(1000, 504), (5, 9)])
+def test_where_select_is_all_there_is_its_512_sockets_are_not_exceeded(
+    wanted, expected, monkeypatch
+):
+    monkeypatch.delattr(select, "poll")  # as on Windows
+    config = {"model_config_list": [], "server": {"connection_limit": wanted}}
+    server = serving.ModelServer(config)
+    http = serving.listen(server, serving.create_app(server), "127.0.0.1", 0)
+    assert http.listeners[0].adj.connection_limit == expected
+    http.finish(0)
+    server.stop()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "*"])
 def test_the_links_at_the_start_open_in_a_browser(host, capsys, monkeypatch):
     stop, server = threading.Event(), serving.ModelServer({"model_config_list": []})
     report = serving.report

@@ -5671,14 +5671,18 @@ class ModelManager:
         self, name: str, servable: Servable | None, error: str, outcome: Outcome
     ) -> None:
         """Publish a pipeline as version 1 of its name, or record why it is not available."""
-        state = self._states[name].setdefault(1, VersionState())
+        states = self._states[name]
+        if 1 in states and states[1].load_key:  # version 1 of a model that had this name
+            if states[1].servable:
+                self._draining.append((None, states[1].servable))
+            del states[1]
+        new = Available({1: servable}, {}) if servable else NOTHING_AVAILABLE
+        self._publish(name, new, {1}, outcome)
+        state = states.setdefault(1, VersionState())
         state.servable, state.error = servable, hide_paths(error)
         state.state = "AVAILABLE" if servable else "LOADING"
         # OpenVINO Model Server's code for a pipeline that is not available
         state.error_code = "FAILED_PRECONDITION"
-        others = {key: value for key, value in self.available.items() if key != name}
-        outcome.changed |= (name in self.available) != (servable is not None)
-        self.available = others | {name: Available({1: servable}, {})} if servable else others
         self._tried[name].set()
 
     def _refresh_models(self, outcome: Outcome, polling: bool) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import threading
 import time
 
@@ -593,6 +594,34 @@ def test_what_is_wrong_with_a_pipeline_is_a_problem_until_it_is_mended():
     disk.models["half"] = {1}
     assert server.reload()[0] == 201 and not server.manager.problems and not server.readiness()
     server.stop()
+
+
+@pytest.mark.parametrize("version", [1, 123])
+def test_a_name_that_is_a_model_then_a_pipeline_then_the_model_again(tmp_path, version):
+    shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "own" / str(version))
+    path = tmp_path / "config.json"
+    members = [
+        {"config": {"name": name, "base_path": str(ROOT / "models" / folder)}}
+        for name, folder in (("half", "half_plus_two"), ("third", "half_plus_three"))
+    ]
+    own = {"config": {"name": "two_steps", "base_path": str(tmp_path / "own")}}
+    as_model = {"model_config_list": [*members, own]}
+    as_pipeline = {"model_config_list": members, "pipeline_config_list": [DEMO]}
+    path.write_text(json.dumps(as_model))
+    server = serving.ModelServer(path, poll_seconds=0)
+    assert server.wait(60)
+    rest, models = Rest(server), []
+    for source, answer in ((as_model, 2.5), (as_pipeline, 4.25), (as_model, 2.5)):
+        path.write_text(json.dumps(source))
+        assert rest.post("/v1/config/reload").status_code in (200, 201)
+        asked = rest.post("/v1/models/two_steps:predict", {"instances": [1.0]})
+        assert asked.json == {"predictions": [answer]}
+        there = server.manager.available["two_steps"].versions.values()
+        states = rest.get("/v1/models/two_steps").json["model_version_status"]
+        assert [one["state"] for one in states].count("AVAILABLE") == len(there) == 1
+        models += there
+    server.stop()
+    assert all(model.closed for model in (models[0], models[2]))
 
 
 def test_a_function_that_is_edited_is_taken_in_by_a_reload_and_a_broken_one_leaves_the_old(

@@ -10006,7 +10006,22 @@ class PrintableLog(logging.LoggerAdapter):
         return printable(msg), kwargs
 
 
+class LastAnswer:
+    """What waitress's channels get before their own class: when the server ends, an answer says
+    that it is the last on its connection, so that the client sends no more (RFC 9112, 9.6).
+    """
+
+    waitress: "Waitress"
+    requests: list[Any]
+
+    def service(self) -> None:
+        if self.waitress.ending and len(self.requests) == 1:
+            self.requests[0].headers["CONNECTION"] = "close"
+        super().service()  # type: ignore[misc]
+
+
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine has no such address
+CALM_SECONDS = 0.5  # how long an ending server waits for what idle connections have sent
 
 
 class Waitress:
@@ -10014,6 +10029,8 @@ class Waitress:
 
     Raises OSError for an address that cannot be had.
     """
+
+    ending = False
 
     def __init__(
         self,
@@ -10048,8 +10065,8 @@ class Waitress:
                 return error
             wasyncore.close_all(sockets)
             raise
-        log = PrintableLog(listener.logger)
-        listener.channel_class = type("Channel", (listener.channel_class,), {"logger": log})
+        of_all = {"logger": PrintableLog(listener.logger), "waitress": self}
+        listener.channel_class = type("Channel", (LastAnswer, listener.channel_class), of_all)
         self.listeners.append(listener)
         return None
 
@@ -10062,18 +10079,21 @@ class Waitress:
         wasyncore.loop(timeout=seconds, map=self.sockets, use_poll=True, count=1)
 
     def finish(self, seconds: float) -> None:
-        """Stop accepting, answer what has come, close connections as they become idle; give up
-        after `seconds`.
+        """Stop accepting, answer what has come, close each connection with its last answer, or when
+        it stays idle; give up after `seconds`.
         """
+        begun = time.monotonic()
+        self.turn(0)  # the connections that wait to be accepted, ...
+        self.turn(0)  # ... and what they have sent
         for listener in self.listeners:
             listener.del_channel(self.sockets)
             listener.socket.close()
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        self.ending = True
+        while (passed := time.monotonic() - begun) < seconds:
             channels = [entry for entry in self.sockets.values() if isinstance(entry, HTTPChannel)]
             if not channels:
                 break
-            for channel in channels:
+            for channel in channels if passed > CALM_SECONDS else ():
                 if not channel.requests and not channel.request and not channel.total_outbufs_len:
                     channel.will_close = True
             self.turn(0.1)

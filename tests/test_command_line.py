@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import http.client
 import io
 import json
 import os
@@ -723,7 +724,15 @@ def test_signal_finishes_running_requests_refuses_new_ones_and_exits_0(number):
     idle = socket.create_connection(("127.0.0.1", port))
     request.start()
     process.wait_for("running")
+    kept = http.client.HTTPConnection("127.0.0.1", port)
+    kept.connect()
     process.process.send_signal(number)
+    last = None
+    while last != "close":  # none of what it sends is lost, until it is told to send no more
+        kept.request("GET", "/livez")
+        answer = kept.getresponse()
+        assert answer.status == 200 and answer.read()
+        last = answer.getheader("Connection")
     time.sleep(0.8)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1)

@@ -179,6 +179,10 @@ class LoadError(ServingError):
 
     code = "UNKNOWN"
 
+    def __init__(self, message: str, *others: Any):
+        # it may quote a file's name that is not UTF-8, and goes into JSON
+        super().__init__(message.encode("utf-8", "backslashreplace").decode(), *others)
+
 
 MOST_OTHERS = 20  # errors of a config that are reported besides the first
 
@@ -276,7 +280,15 @@ def printable(text: str) -> str:
     """Make a client's text safe for the log: percent-encode it if it holds unprintable characters,
     so that it can neither forge a line nor control a terminal.
     """
-    return text if text.isprintable() else quote(text, safe=PRINTED)
+    return text if text.isprintable() else quote(text, PRINTED, errors="backslashreplace")
+
+
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and no UTF-8
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name can be a name in JSON, in URLs and in the log."""
+    return not ODD.search(name)
 
 
 def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
@@ -8129,7 +8141,8 @@ def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
     models = server.config.models
     base = next((one.base_path for one in models if one.name == deployment.model), None)
     files = sorted(Path(base).glob("samples/*")) if base else []
-    return [path for path in files if path.suffix.lower() in SAMPLE_FILES][:MOST_SAMPLES]
+    found = [path for path in files if path.suffix.lower() in SAMPLE_FILES and is_plain(path.name)]
+    return found[:MOST_SAMPLES]
 
 
 def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:

@@ -169,8 +169,10 @@ def refuse_shared(server: ModelServer, model: str, base: Path) -> None:
     """Raise ServingError 409 where a new model's folder is, holds or lies in that of another."""
     new = Path(os.path.realpath(base))
     for other in server.config.models:
+        if not other.base_path or "\0" in other.base_path:  # it has no folder
+            continue
         folder = Path(os.path.realpath(other.base_path))
-        if other.base_path and (new.is_relative_to(folder) or folder.is_relative_to(new)):
+        if new.is_relative_to(folder) or folder.is_relative_to(new):
             text = (
                 f"A new model '{model}' would share the folder of '{other.name}': upload it as "
                 f"'{other.name}', or under another name"

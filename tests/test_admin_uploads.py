@@ -331,8 +331,11 @@ def test_what_a_killed_upload_left_is_removed_by_the_next(rest, tmp_path):
 def test_a_new_model_takes_no_folder_of_another(server, rest, tmp_path, base):
     (tmp_path / "link").symlink_to("models/half")
     path = tmp_path / "config.json"
-    model = {"config": {"name": "half-prod", "base_path": base, "warm_up": False}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_config_list": [model]}))
+    models = [
+        {"config": {"name": name, "base_path": place, "warm_up": False}}
+        for name, place in (("none", ""), ("no", "a\0b"), ("half-prod", base))
+    ]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_config_list": models}))
     server.reload()
     before = tree(tmp_path)
     told = send(rest, "/v1/models/half/versions", zipped(files_of(MODEL)))

@@ -283,7 +283,7 @@ def printable(text: str) -> str:
     return text if text.isprintable() else quote(text, PRINTED, errors="backslashreplace")
 
 
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and no UTF-8
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and no UTF-8
 
 
 def is_plain(name: str) -> bool:
@@ -563,7 +563,11 @@ def option(
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
+# Patterns that JSON Schema understands too. Clients resolve a part of a URL that is . or .. before
+# they send it: it cannot be a name.
+NOT_EMPTY = r"^[\s\S]"
+MODEL_NAME = r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f]+$"
+HANDLER_PATH = r"^(/(?!\.{1,2}(/|$))[\w.~-]+)+$"
 NO_EFFECT = "OpenVINO only, no effect"  # marks fields that are accepted, and named in the log
 
 
@@ -672,7 +676,8 @@ class ModelConfig:
     """One model. A contradiction in it fails this model alone: `problem` says which."""
 
     name: str = option(
-        doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
+        doc="the model's name in URLs: any text without control characters; not empty, . or ..",
+        pattern=MODEL_NAME,
     )
     base_path: str = option(
         "",  # empty: `problem` refuses this model, not the whole config
@@ -845,8 +850,9 @@ class BoxesConfig:
 @dataclass(frozen=True)
 class Deployment:
     id: str = option(
-        doc="its name in URLs, without slashes and colons; not v1, v2, deployments, model-serving",
-        pattern="^(?!(?i:v1|v2|deployments|model-serving)$)[^/:]+$",
+        doc="its name in URLs, without slashes, colons and control characters; not ., .., v1, v2, "
+        "deployments, model-serving",
+        pattern=r"^(?!(?i:\.{1,2}|v1|v2|deployments|model-serving)$)[^/:\x00-\x1f\x7f-\x9f]+$",
     )
     model: str = option(doc="the name of the model it serves")
     version: int | None = option(None, "the model's version; default: the highest", minimum=0)
@@ -973,8 +979,9 @@ class Quota:
 @dataclass(frozen=True)
 class Key:
     name: str = option(
-        doc="its name in logs and counts: up to 100 printable ASCII characters, no spaces",
-        pattern=r"^[\x21-\x7e]{1,100}$",
+        doc="its name in logs and counts: up to 100 printable ASCII characters, no spaces; not . "
+        "or ..",
+        pattern=r"^(?!\.{1,2}$)[\x21-\x7e]{1,100}$",
     )
     sha256: str = option(
         doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it",
@@ -1091,8 +1098,8 @@ def beside(folder: Path, path: str) -> str:
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(
-        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-",
-        pattern=r"^(/[\w.~-]+)+$",
+        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-; no part is . or ..",
+        pattern=HANDLER_PATH,
     )
     function: str = option(
         "",
@@ -1193,7 +1200,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Pipeline:
-    name: str = option(doc="its name in URLs, as of a model", pattern=NOT_EMPTY)
+    name: str = option(
+        doc="its name in URLs, as of a model: without control characters; not empty, . or ..",
+        pattern=MODEL_NAME,
+    )
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
     outputs: tuple[dict[str, NodeInput], ...] = option(

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from .core import (
     FULL,
+    HANDLER_PATH,
     HUB,
     Call,
     Config,
@@ -116,9 +117,10 @@ def declare(
 
     Raises ServingError for a path or envelope that no config takes, HandlerError for the function.
     """
-    if not re.fullmatch(r"(/[\w.~-]+)+", path):
+    if not re.fullmatch(HANDLER_PATH, path):
         raise ServingError(
-            f"endpoint path: expected something like /alice/caption, got {path!r}",
+            "endpoint path: expected something like /alice/caption, and no part . or .., got "
+            f"{path!r}",
             "INVALID_ARGUMENT",
         )
     if is_taken(server.extensions, path):

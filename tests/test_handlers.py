@@ -464,8 +464,9 @@ def test_endpoints_from_python(how):
         serving.ServingError, match="path: '/stats' is one of the server's own URLs"
     ):
         fake_server({}).endpoint("/stats")(caption)
-    with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
-        fake_server({}).endpoint("no/slash")(caption)
+    for path in ("no/slash", "/a/../b", "/."):
+        with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
+            fake_server({}).endpoint(path)(caption)
 
 
 def test_handlers_that_a_reload_brings_are_served(tmp_path):

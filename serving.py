@@ -7141,7 +7141,7 @@ class ModelServer:
         self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
     ) -> Callable[[Callable], Callable]:
         """Put the decorated function behind a URL, as `handlers` in the config does:
-        `f(inputs)` or `f(inputs, context)`.
+        `f(inputs)` or `f(inputs, context)`. Raises ConfigError for a path of the config's own.
         """
 
         def register(function: Callable) -> Callable:

@@ -179,9 +179,9 @@ class LoadError(ServingError):
 
     code = "UNKNOWN"
 
-    def __init__(self, message: str, *others: Any):
+    def __init__(self, message: str, *others: Any, **named: Any):
         # it may quote a file's name that is not UTF-8, and goes into JSON
-        super().__init__(message.encode("utf-8", "backslashreplace").decode(), *others)
+        super().__init__(message.encode("utf-8", "backslashreplace").decode(), *others, **named)
 
 
 MOST_OTHERS = 20  # errors of a config that are reported besides the first

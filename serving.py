@@ -762,6 +762,11 @@ class ModelConfig:
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
         if self.model_version_policy.problem:
             return f"model_version_policy: {self.model_version_policy.problem}"
+        for label in self.version_labels:
+            if label in ("", ".", ".."):
+                return (
+                    f"version_labels: expected labels for URLs; not empty, . or .., got '{label}'"
+                )
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
@@ -944,7 +949,8 @@ class Deployment:
     )
     version_tag: str | None = option(
         None,
-        "a name of your own for this version, in the X-Version-Tag header of its answers",
+        "a name of your own for this version, printable ASCII, in the X-Version-Tag header of its "
+        "answers",
         pattern=r"^[\x20-\x7e]*$",
     )
     name: str | None = option(None, "what people call it; default: its id", pattern=NOT_EMPTY)
@@ -9970,12 +9976,28 @@ def as_source(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def models_at(place: Path) -> list[dict[str, Any]]:
-    """The model at a place, or those in the folder there, as a config has them."""
+    """The model at a place, or those in the folder there, as a config has them.
+
+    The log names a model whose name cannot be served, and two of one name.
+    """
     model = model_at(place)
     if model or not place.is_dir():
         return [model] if model else []
-    inside = (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
-    return [found for entry in inside if (found := model_at(entry))]
+    found, first = [], dict[str, Path]()
+    for entry in sorted(place.iterdir()):
+        model = None if entry.name.startswith(".") else model_at(entry)
+        if model is None:
+            continue
+        where = printable(str(entry))
+        if not is_plain(entry.name):
+            logger.warning("%s is not served: its name is no UTF-8 text on one line", where)
+            continue
+        other = first.setdefault(model["name"], entry)
+        if other != entry:
+            text = "%s and %s are models of one name: rename one"
+            logger.warning(text, printable(str(other)), where)
+        found.append(model)
+    return found
 
 
 def model_at(place: Path) -> dict[str, Any] | None:

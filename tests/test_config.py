@@ -146,6 +146,14 @@ REFUSED = [
     ),
     ({"base_path": ""}, "base_path: expected a folder, got ''"),
     (
+        {"version_labels": {"stable": 1, "": 1}},
+        "version_labels: expected labels for URLs; not empty, . or .., got ''",
+    ),
+    (
+        {"version_labels": {"..": 1}},
+        "version_labels: expected labels for URLs; not empty, . or .., got '..'",
+    ),
+    (
         {"base_path": "s3://bucket/m"},
         "base_path: expected a folder of this machine, got a URL, s3://...",
     ),

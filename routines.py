@@ -1042,7 +1042,13 @@ def read_label_map(text: str, name: str = "") -> dict[int, str]:
     if ending in (".pbtxt", ".prototxt", ".textproto") or re.search(ITEM, text, re.MULTILINE):
         return read_label_protos(text)
     if text.lstrip().startswith(("{", "[")):
-        return label_map_of(json.loads(text, object_pairs_hook=unrepeated))
+        try:
+            return label_map_of(json.loads(text, object_pairs_hook=unrepeated))
+        except json.JSONDecodeError as error:
+            if ending != ".txt":  # there, [UNK] may be the first name
+                begin = text.lstrip()[0]
+                text = f"label map: it begins with {begin}, and so is read as JSON: {error}"
+                raise ValueError(text) from None
     if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
         return read_label_yaml(text)
     return label_map_of([line.strip() for line in text.splitlines() if line.strip()])

@@ -179,6 +179,10 @@ class LoadError(ServingError):
 
     code = "UNKNOWN"
 
+    def __init__(self, message: str, *others: Any, **named: Any):
+        # it may quote a file's name that is not UTF-8, and goes into JSON
+        super().__init__(message.encode("utf-8", "backslashreplace").decode(), *others, **named)
+
 
 MOST_OTHERS = 20  # errors of a config that are reported besides the first
 
@@ -276,7 +280,15 @@ def printable(text: str) -> str:
     """Make a client's text safe for the log: percent-encode it if it holds unprintable characters,
     so that it can neither forge a line nor control a terminal.
     """
-    return text if text.isprintable() else quote(text, safe=PRINTED)
+    return text if text.isprintable() else quote(text, PRINTED, errors="backslashreplace")
+
+
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and no UTF-8
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name can be a name in JSON, in URLs and in the log."""
+    return not ODD.search(name)
 
 
 def log_safely(level: int, text: str, *arguments: Any, error: BaseException | None = None) -> None:
@@ -572,7 +584,11 @@ def option(
     return field(default=default, repr=not secret, metadata=metadata)
 
 
-NOT_EMPTY = r"^[\s\S]"  # a pattern that JSON Schema understands too
+# Patterns that JSON Schema understands too. Clients resolve a part of a URL that is . or .. before
+# they send it: it cannot be a name.
+NOT_EMPTY = r"^[\s\S]"
+MODEL_NAME = r"^(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f]+$"
+HANDLER_PATH = r"^(/(?!\.{1,2}(/|$))[\w.~-]+)+$"
 NO_EFFECT = "OpenVINO only, no effect"  # marks fields that are accepted, and named in the log
 
 
@@ -681,7 +697,8 @@ class ModelConfig:
     """One model. A contradiction in it fails this model alone: `problem` says which."""
 
     name: str = option(
-        doc="the model's name in URLs: any text that is not empty", pattern=NOT_EMPTY
+        doc="the model's name in URLs: any text without control characters; not empty, . or ..",
+        pattern=MODEL_NAME,
     )
     base_path: str = option(
         "",  # empty: `problem` refuses this model, not the whole config
@@ -766,6 +783,11 @@ class ModelConfig:
             return f"base_path: expected a folder of this machine, got a URL, {scheme}://..."
         if self.model_version_policy.problem:
             return f"model_version_policy: {self.model_version_policy.problem}"
+        for label in self.version_labels:
+            if label in ("", ".", ".."):
+                return (
+                    f"version_labels: expected labels for URLs; not empty, . or .., got '{label}'"
+                )
         if not self.targets:
             return "target_device: expected a device, got an empty array"
         for target in self.targets:
@@ -854,8 +876,9 @@ class BoxesConfig:
 @dataclass(frozen=True)
 class Deployment:
     id: str = option(
-        doc="its name in URLs, without slashes and colons; not v1, v2, deployments, model-serving",
-        pattern="^(?!(?i:v1|v2|deployments|model-serving)$)[^/:]+$",
+        doc="its name in URLs, without slashes, colons and control characters; not ., .., v1, v2, "
+        "deployments, model-serving",
+        pattern=r"^(?!(?i:\.{1,2}|v1|v2|deployments|model-serving)$)[^/:\x00-\x1f\x7f-\x9f]+$",
     )
     model: str = option(doc="the name of the model it serves")
     version: int | None = option(None, "the model's version; default: the highest", minimum=0)
@@ -947,7 +970,8 @@ class Deployment:
     )
     version_tag: str | None = option(
         None,
-        "a name of your own for this version, in the X-Version-Tag header of its answers",
+        "a name of your own for this version, printable ASCII, in the X-Version-Tag header of its "
+        "answers",
         pattern=r"^[\x20-\x7e]*$",
     )
     name: str | None = option(None, "what people call it; default: its id", pattern=NOT_EMPTY)
@@ -982,8 +1006,9 @@ class Quota:
 @dataclass(frozen=True)
 class Key:
     name: str = option(
-        doc="its name in logs and counts: up to 100 printable ASCII characters, no spaces",
-        pattern=r"^[\x21-\x7e]{1,100}$",
+        doc="its name in logs and counts: up to 100 printable ASCII characters, no spaces; not . "
+        "or ..",
+        pattern=r"^(?!\.{1,2}$)[\x21-\x7e]{1,100}$",
     )
     sha256: str = option(
         doc="64 hexadecimal digits: the SHA-256 of the key, as --new-key prints it",
@@ -1100,8 +1125,8 @@ def beside(folder: Path, path: str) -> str:
 @dataclass(frozen=True)
 class HandlerConfig:
     path: str = option(
-        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-",
-        pattern=r"^(/[\w.~-]+)+$",
+        doc="its URL, such as /alice/sentiment, with letters, digits and ._~-; no part is . or ..",
+        pattern=HANDLER_PATH,
     )
     function: str = option(
         "",
@@ -1202,7 +1227,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Pipeline:
-    name: str = option(doc="its name in URLs, as of a model", pattern=NOT_EMPTY)
+    name: str = option(
+        doc="its name in URLs, as of a model: without control characters; not empty, . or ..",
+        pattern=MODEL_NAME,
+    )
     inputs: tuple[str, ...] = option(doc="the inputs of a request")
     nodes: tuple[Node, ...] = option(doc="models and functions")
     outputs: tuple[dict[str, NodeInput], ...] = option(
@@ -7144,7 +7172,7 @@ class ModelServer:
         self, path: str, *, methods: Sequence[str] = ("POST",), envelope: str | None = None
     ) -> Callable[[Callable], Callable]:
         """Put the decorated function behind a URL, as `handlers` in the config does:
-        `f(inputs)` or `f(inputs, context)`.
+        `f(inputs)` or `f(inputs, context)`. Raises ConfigError for a path of the config's own.
         """
 
         def register(function: Callable) -> Callable:
@@ -8155,7 +8183,8 @@ def list_samples(server: ModelServer, deployment: Deployment) -> list[Path]:
     models = server.config.models
     base = next((one.base_path for one in models if one.name == deployment.model), None)
     files = sorted(Path(base).glob("samples/*")) if base else []
-    return [path for path in files if path.suffix.lower() in SAMPLE_FILES][:MOST_SAMPLES]
+    found = [path for path in files if path.suffix.lower() in SAMPLE_FILES and is_plain(path.name)]
+    return found[:MOST_SAMPLES]
 
 
 def with_samples(server: ModelServer, deployment: Deployment, body: Any) -> Any:
@@ -9975,12 +10004,28 @@ def as_source(models: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def models_at(place: Path) -> list[dict[str, Any]]:
-    """The model at a place, or those in the folder there, as a config has them."""
+    """The model at a place, or those in the folder there, as a config has them.
+
+    The log names a model whose name cannot be served, and two of one name.
+    """
     model = model_at(place)
     if model or not place.is_dir():
         return [model] if model else []
-    inside = (entry for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
-    return [found for entry in inside if (found := model_at(entry))]
+    found, first = [], dict[str, Path]()
+    for entry in sorted(place.iterdir()):
+        model = None if entry.name.startswith(".") else model_at(entry)
+        if model is None:
+            continue
+        where = printable(str(entry))
+        if not is_plain(entry.name):
+            logger.warning("%s is not served: its name is no UTF-8 text on one line", where)
+            continue
+        other = first.setdefault(model["name"], entry)
+        if other != entry:
+            text = "%s and %s are models of one name: rename one"
+            logger.warning(text, printable(str(other)), where)
+        found.append(model)
+    return found
 
 
 def model_at(place: Path) -> dict[str, Any] | None:

@@ -39,6 +39,7 @@ from .core import (
     Reply,
     ServingError,
     Workers,
+    is_plain,
     log_safely,
     parse_json,
     read_body,
@@ -179,7 +180,7 @@ def read_kept(
     Several deployments may share a group; `deployments`, if given, selects whose pictures. Only
     pictures with one of the `verdicts` are yielded.
     """
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(path for path in folder.glob("*.json") if is_plain(path.name)):
         verdict = read_verdict(folder, path.stem)
         try:
             record = json.loads(path.read_bytes())

@@ -155,12 +155,29 @@ def base_of(server: ModelServer, model: str, known: Any, options: Admin) -> Path
     if known is None:
         if not FOLDER_NAME.fullmatch(model):
             raise BadRequest("A new model's name: expected letters, digits and ._-")
-        return Path(options.models_folder) / model
+        base = Path(options.models_folder) / model
+        refuse_shared(server, model, base)
+        return base
     base = Path(known.base_path)
     if base.is_file() or is_version(base):
         text = f"The base_path of '{model}' is a model, not a folder of versions"
         raise ServingError(text, status=HTTPStatus.CONFLICT)
     return base
+
+
+def refuse_shared(server: ModelServer, model: str, base: Path) -> None:
+    """Raise ServingError 409 where a new model's folder is, holds or lies in that of another."""
+    new = Path(os.path.realpath(base))
+    for other in server.config.models:
+        if not other.base_path or "\0" in other.base_path:  # it has no folder
+            continue
+        folder = Path(os.path.realpath(other.base_path))
+        if new.is_relative_to(folder) or folder.is_relative_to(new):
+            text = (
+                f"A new model '{model}' would share the folder of '{other.name}': upload it as "
+                f"'{other.name}', or under another name"
+            )
+            raise ServingError(text, status=HTTPStatus.CONFLICT)
 
 
 def find_model_root(folder: Path, body: bytes) -> Path:

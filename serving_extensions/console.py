@@ -72,7 +72,7 @@ def view_stats(server: ModelServer, call: Call) -> Reply:
         numbers["groups"] = {
             name: group
             for name, group in numbers["groups"].items()
-            if call.caller.may_see(name) or may_see_model(server, call, name)
+            if may_see_model(server, call, name) or name[0] == "/" and call.caller.may_see(name)
         }
     numbers["last_errors"] = list_errors(server, call, numbers["last_errors"])
     return reply(

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from .core import (
     FULL,
+    HANDLER_PATH,
     HUB,
     Call,
     Config,
@@ -114,11 +115,13 @@ def declare(
 ) -> Endpoint:
     """An endpoint from Python, ready at once.
 
-    Raises ServingError for a path or envelope that no config takes, HandlerError for the function.
+    It replaces an earlier one of its path, as a notebook's cell does that runs again. Raises
+    ServingError for a path or envelope that no config takes, HandlerError for the function.
     """
-    if not re.fullmatch(r"(/[\w.~-]+)+", path):
+    if not re.fullmatch(HANDLER_PATH, path):
         raise ServingError(
-            f"endpoint path: expected something like /alice/caption, got {path!r}",
+            "endpoint path: expected something like /alice/caption, and no part . or .., got "
+            f"{path!r}",
             "INVALID_ARGUMENT",
         )
     if is_taken(server.extensions, path):
@@ -129,7 +132,25 @@ def declare(
         raise ServingError(f"envelope: {error}", "INVALID_ARGUMENT") from None
     handler = Handler(function, ".")
     handler.load()
+    refuse_shared_paths(server.config, {path: function})
+    if path in server.endpoints:
+        before = name_function(server.endpoints[path].handler.function)
+        logger.warning("Endpoint %s: %s replaces %s", path, name_function(function), before)
     return Endpoint(path, handler, tuple(methods), wanted)
+
+
+def name_function(function: Any) -> str:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', '')}.{name}"
+
+
+def refuse_shared_paths(config: Config, functions: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a path that a config's handler shares with a function from Python."""
+    for index, handler in enumerate(config.handlers):
+        if handler.path in functions:
+            other = name_function(functions[handler.path])
+            text = f"'{handler.path}' is the path of {other} as well, by @server.endpoint"
+            raise ConfigError(f"$.handlers[{index}].path", text)
 
 
 def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
@@ -319,8 +340,10 @@ def kept_as(config: Any) -> tuple[Any, ...]:
 def prepare(server: ModelServer, config: Config) -> dict[str, Endpoint]:
     """The endpoints of a config and of `ModelServer.endpoint`, by path.
 
-    Raises ConfigError for the server's own paths and unknown envelopes.
+    Raises ConfigError for the server's own paths, those of both, and unknown envelopes.
     """
+    from_python = {path: one.handler.function for path, one in server.endpoints.items()}
+    refuse_shared_paths(config, from_python)
     own: dict[str, Endpoint] = {}
     for index, handler in enumerate(config.handlers):
         if is_taken(server.extensions, handler.path):

@@ -433,6 +433,17 @@ def test_records_edited_by_hand_are_passed_over(tmp_path, caplog):
     assert active_learning.export_group(tmp_path / "review", tmp_path / "out", {}) == 2
 
 
+def test_a_record_whose_name_is_no_text_is_left_out(tmp_path):
+    rest, box = learning(tmp_path)
+    post(rest, 1)
+    box.flush()
+    for path in list((tmp_path / "review").iterdir()):
+        path.with_stem("bad\udcff").write_bytes(path.read_bytes())
+    for form in ("coco", "json"):
+        answer = rest.get(f"/pets/active_learning/review?format={form}", headers=KEY)
+        assert len(answer.json["images"]) == 1
+
+
 @pytest.mark.parametrize("cleaned", ["*", "*.png"])
 def test_a_folder_that_was_cleaned_or_that_others_fill_is_counted_again(
     tmp_path, monkeypatch, cleaned

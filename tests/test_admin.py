@@ -680,7 +680,7 @@ def test_a_deployment_may_be_called_as_the_end_of_another_url(tmp_path, name):
         assert answer.status_code == 200, answer.text
     assert site.ask("GET", f"/{name}/classes").status_code == 200
     site.server.stop()
-    with pytest.raises(serving.ConfigError, match="not v1, v2, deployments, model-serving"):
+    with pytest.raises(serving.ConfigError, match="v1, v2, deployments, model-serving"):
         Site(tmp_path, deployments=[{"id": "Deployments", "model": "d"}])
 
 

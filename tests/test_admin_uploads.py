@@ -327,6 +327,22 @@ def test_what_a_killed_upload_left_is_removed_by_the_next(rest, tmp_path):
     assert os.listdir(left.parent) == ["1"]
 
 
+@pytest.mark.parametrize("base", ["models/half", "link", "models/half/5/inside", "models"])
+def test_a_new_model_takes_no_folder_of_another(server, rest, tmp_path, base):
+    (tmp_path / "link").symlink_to("models/half")
+    path = tmp_path / "config.json"
+    models = [
+        {"config": {"name": name, "base_path": place, "warm_up": False}}
+        for name, place in (("none", ""), ("no", "a\0b"), ("half-prod", base))
+    ]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_config_list": models}))
+    server.reload()
+    before = tree(tmp_path)
+    told = send(rest, "/v1/models/half/versions", zipped(files_of(MODEL)))
+    assert_error(told, 409, "A new model 'half' would share the folder of 'half-prod'...")
+    assert tree(tmp_path) == before
+
+
 def test_a_new_model_is_taken_back_by_rollback(rest, tmp_path):
     assert send(rest, "/v1/models/half/versions", zipped(files_of(MODEL))).status_code == 201
     assert send(rest, "/v1/config/rollback", b"").status_code == 201

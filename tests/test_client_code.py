@@ -182,7 +182,7 @@ def test_every_template_is_a_language_and_is_in_the_package():
 
 # --- any call -------------------------------------------------------------------------------------
 
-ODD = """it's "q" \\ $HOME #{x} `id` $(id) %41 ??/ @KEY@ /:?& ü 漢 \n\u2028 """  # a model's name
+ODD = """it's "q" \\ $HOME #{x} `id` $(id) %41 ??/ @KEY@ /:?& ü 漢 \u2028 """  # a model's name
 
 
 @pytest.fixture(scope="module")

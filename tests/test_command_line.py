@@ -507,6 +507,19 @@ def test_a_path_is_a_model_a_folder_of_models_or_a_config(tmp_path, monkeypatch)
     assert serving.source_at("any.conf") == "any.conf"
 
 
+def test_names_in_a_folder_that_cannot_be_served_are_told(tmp_path, caplog):
+    for name in ("bad\udcff/1/m.keras", "a\nb.keras", "pets/1/m.keras", "pets.keras"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [path for _, path, _ in find(tmp_path)] == [tmp_path / "pets", tmp_path / "pets.keras"]
+    unfit = "is not served: its name is no UTF-8 text on one line"
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{tmp_path}/a%0Ab.keras {unfit}",
+        f"{tmp_path}/bad\\udcff {unfit}",
+        f"{tmp_path}/pets and {tmp_path}/pets.keras are models of one name: rename one",
+    ]
+
+
 def test_a_path_is_served(start, tmp_path):
     for version in "34":
         shutil.copytree(ROOT / "models/half_plus_two/123", tmp_path / "mine" / version)

@@ -7,6 +7,7 @@ import sys
 import jsonschema
 import pytest
 from conftest import ROOT, Rest
+from urllib3.util import parse_url
 
 import routines
 import serving
@@ -45,7 +46,8 @@ WRONG = [
     (model(name=None), f"{M}.name: expected string, got null"),
     (
         model(name=""),
-        f"{M}.name: expected the model's name in URLs: any text that is not empty; got ''",
+        f"{M}.name: expected the model's name in URLs: any text without control characters; not "
+        "empty, . or ..; got ''",
     ),
     (model(tags="serve"), f"{M}.tags: expected array, got string 'serve'"),
     (model(instances=0), f"{M}.instances: expected at least 1, got 0"),
@@ -144,6 +146,14 @@ REFUSED = [
     ),
     ({"base_path": ""}, "base_path: expected a folder, got ''"),
     (
+        {"version_labels": {"stable": 1, "": 1}},
+        "version_labels: expected labels for URLs; not empty, . or .., got ''",
+    ),
+    (
+        {"version_labels": {"..": 1}},
+        "version_labels: expected labels for URLs; not empty, . or .., got '..'",
+    ),
+    (
         {"base_path": "s3://bucket/m"},
         "base_path: expected a folder of this machine, got a URL, s3://...",
     ),
@@ -185,6 +195,47 @@ def test_wrong_config(tmp_path, wrong, text):
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config(path)
     assert raised.value.message == text
+
+
+def named(name):
+    """The config's parts that are a part of a URL, and their places, with a name for each."""
+    return [
+        (model(name=name), f"{M}.name"),
+        (
+            without_models(
+                pipeline_config_list=[{"name": name, "inputs": [], "nodes": [], "outputs": []}]
+            ),
+            "$.pipeline_config_list[0].name",
+        ),
+        (without_models(deployments=[{"id": name, "model": "m"}]), "$.deployments[0].id"),
+        (
+            without_models(auth={"keys": [{"name": name, "sha256": "0" * 64}]}),
+            "$.auth.keys[0].name",
+        ),
+        (without_models(handlers=[{"path": f"/{name}", "function": "a:b"}]), "$.handlers[0].path"),
+        (
+            without_models(handlers=[{"path": f"/a/{name}/b", "function": "a:b"}]),
+            "$.handlers[0].path",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", [".", "..", "a\nb", "\x1f", "\x7f", "\x9b"])
+def test_what_clients_drop_from_a_url_and_control_characters_are_no_names(name):
+    is_dropped = parse_url(f"http://h/{name}/predict").path == "/predict"
+    assert is_dropped == (name in (".", ".."))
+    for wrong, place in named(name):
+        with pytest.raises(serving.ConfigError) as raised:
+            serving.load_config(wrong)
+        assert raised.value.message.startswith(f"{place}: expected ")
+        assert not jsonschema.Draft202012Validator(config_schema()).is_valid(wrong)
+
+
+@pytest.mark.parametrize("name", ["...", ".a", "..a", "a..", "a.b"])
+def test_dots_in_a_name_are_taken(name):
+    for right, _ in named(name):
+        serving.load_config(right)
+        jsonschema.Draft202012Validator(config_schema()).validate(right)
 
 
 @pytest.mark.parametrize("wrong, text", TEXTS, ids=range(len(TEXTS)))

@@ -410,7 +410,8 @@ def test_what_protobuf_leaves_out_is_its_default(tmp_path, fields, wanted):
     path = tmp_path / "c.config"
     path.write_text(f"model_config_list {{ config {{ name: 'm' base_path: '/m' {fields} }} }}")
     (read,) = serving.load_config(path).models
-    assert read == serving.ModelConfig("m", "/m", **wanted) and not read.problem
+    assert read == serving.ModelConfig("m", "/m", **wanted)
+    assert bool(read.problem) == ("" in read.version_labels)
 
 
 @pytest.mark.parametrize(

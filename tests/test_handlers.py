@@ -465,8 +465,40 @@ def test_endpoints_from_python(how):
         serving.ServingError, match="path: '/stats' is one of the server's own URLs"
     ):
         fake_server({}).endpoint("/stats")(caption)
-    with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
-        fake_server({}).endpoint("no/slash")(caption)
+    for path in ("no/slash", "/a/../b", "/."):
+        with pytest.raises(serving.ServingError, match="endpoint path: expected something like"):
+            fake_server({}).endpoint(path)(caption)
+
+
+def test_a_second_function_from_python_replaces_the_first_and_says_so(caplog):
+    server = fake_server({}, auth=AUTH)
+    for said in ("first", "second"):
+        server.endpoint("/two")(lambda value, said=said: said)
+    assert Rest(server).post("/two", "1", headers=KEY).json == "second"
+    name = "test_a_second_function_from_python_replaces_the_first_and_says_so.<locals>.<lambda>"
+    line = f"Endpoint /two: {__name__}.{name} replaces {__name__}.{name}"
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [line]
+
+
+def test_a_path_of_the_config_and_of_a_function_from_python_is_refused(tmp_path):
+    def handler(name):
+        return {"path": f"/{name}", "function": f"functions:{name}"}
+
+    (tmp_path / "functions.py").write_text("echo = repeat = repr\n")
+    write_config(tmp_path, handler("echo"))
+    server = serving.ModelServer(tmp_path / "config.json")
+    with pytest.raises(serving.ServingError) as raised:
+        server.endpoint("/echo")(len)
+    told = "'/echo' is the path of builtins.len as well, by @server.endpoint"
+    assert raised.value.message == f"$.handlers[0].path: {told}"
+    server.endpoint("/repeat")(len)
+    write_config(tmp_path, handler("echo"), handler("repeat"))
+    status, body = server.reload()
+    told = f"$.handlers[1].path: {told.replace('echo', 'repeat')}"
+    assert (status, body["details"]) == (412, [told])
+    rest = Rest(server)
+    assert rest.post("/echo", '"a"', headers=KEY).json == "'a'"
+    assert rest.post("/repeat", '"a"', headers=KEY).json == 1
 
 
 def test_handlers_that_a_reload_brings_are_served(tmp_path):

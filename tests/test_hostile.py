@@ -647,6 +647,29 @@ def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, sectio
         assert raised.value.message == f"{place}: expected text, got half of a surrogate pair"
 
 
+def test_names_of_files_that_are_no_text_break_no_answer(tmp_path):
+    for name in (
+        b"m/1/bad\xff.zip",
+        b"m/samples/bad\xff.png",
+        b"m/samples/a\nb.png",
+        b"m/samples/0.png",
+    ):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "wb").close()
+    source = {
+        "model_config_list": [{"config": {"name": "m", "base_path": str(tmp_path / "m")}}],
+        "deployments": [{"id": "d", "model": "m"}],
+        "auth": {"keys": [key_entry("site", "k")]},
+    }
+    server = serving.ModelServer(source, poll_seconds=0)
+    assert server.wait(20)
+    said = Rest(server).get("/v1/models/m").json["model_version_status"][0]["status"]
+    assert r"'bad\udcff.zip' is in it; it is an archive" in said["error_message"]
+    shown = Rest(server).get("/deployments", headers=bearer("k")).json["deployments"][0]
+    assert shown["samples"] == ["0.png"]
+
+
 @pytest.mark.parametrize("path", ["a" * 300, "a\0b", "file.txt"])
 def test_one_unreadable_base_path_does_not_keep_the_others_from_loading(tmp_path, path):
     (tmp_path / "file.txt").touch()

@@ -247,10 +247,10 @@ def test_a_key_sees_only_what_it_may_call(tmp_path, protect):
     deployments = [
         {"id": "a", "model": "m"},
         {"id": "b", "model": "d", "active_learning": learning},
-        {"id": "c", "model": "e", "active_learning": learning},
+        {"id": "c", "model": "b", "active_learning": learning},  # a model by a deployment's name
     ]
     server = fake_server(
-        {"m": FakeServable(), "d": FakeDetector(), "e": FakeDetector()},
+        {"m": FakeServable(), "d": FakeDetector(), "b": FakeDetector()},
         deployments=deployments,
         auth={
             "protect": protect,

@@ -93,6 +93,13 @@ def test_files_with_and_without_a_byte_order_mark(tmp_path, encoding, name, text
     assert routines.load_labels(name, tmp_path) == {1: "猫", 2: "Füße"}
 
 
+def test_a_text_file_may_begin_with_a_name_in_brackets(tmp_path):
+    (tmp_path / "a.txt").write_text("[UNK]\ncat\n")
+    (tmp_path / "b.txt").write_text('["cat", "dog"]')
+    assert routines.load_labels("a.txt", tmp_path) == {1: "[UNK]", 2: "cat"}
+    assert routines.load_labels("b.txt", tmp_path) == {1: "cat", 2: "dog"}
+
+
 def test_a_files_ending_tells_its_form(tmp_path):
     (tmp_path / "a.pbtxt").write_text("# no classes\n")
     (tmp_path / "b.yaml").write_text("0: person\n1: bicycle\n")
@@ -115,6 +122,7 @@ def test_a_files_ending_tells_its_form(tmp_path):
         ('[{"id": 1.5, "name": "a"}]', "got 1.5: 'a'"),
         ('{"1": true}', "got '1': True"),
         ("names: 3", "got '3': None"),
+        ("[UNK]\ncat\n", "it begins with [, and so is read as JSON: Expecting value: line 1"),
         ('{"1": "\\ud83d"}', "the name of 1 has half of a surrogate pair"),
         ("names: [a\n", "label map: while parsing"),
         ("names:\n  [a]: b\n", "unhashable key"),

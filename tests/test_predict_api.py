@@ -727,6 +727,11 @@ def test_check_sees_a_pinned_version_that_is_not_there(tmp_path, capsys, pin, te
         ({"id": "v1"}, "$.deployments[0].id: expected its name in URLs"),
         ({"id": "v1\n"}, "$.deployments[0].id: expected its name in URLs"),
         ({"version_tag": "x\n"}, "$.deployments[0].version_tag: expected a name of your own"),
+        (
+            {"version_tag": "café"},
+            "$.deployments[0].version_tag: expected a name of your own for this version, printable "
+            "ASCII, in the X-Version-Tag header of its answers; got 'café'",
+        ),
         ({"layout": "HWC\n"}, "$.deployments[0].layout: expected the input's dimensions"),
         ({"lable_map": []}, "$.deployments[0].lable_map: unknown key; did you mean 'label_map'?"),
     ],

@@ -5484,7 +5484,8 @@ class ModelManager:
             return problems[0]
         where = deployment.model, deployment.version, deployment.version_label
         try:
-            ready.model_of(self.find(*where)[1])
+            servable = self.find(*where)[1]
+            ready.of(servable).model_of(servable)
         except ServingError:  # withdrawn meanwhile: the next call finds no versions
             return ""
         except ValueError as error:
@@ -5638,7 +5639,9 @@ class ModelManager:
         try:
             config = load_config(self.path, text, type(self.config))
             self._label_files = label_files(config)
-            self.prepared = self._prepare(config)
+            prepared = self._prepare(config)
+            self._keep_described(config, prepared)
+            self.prepared = prepared
             tell_restart(self.config.server, config.server)
             self.config, self.text = config, text
             self._expect_models()
@@ -5647,6 +5650,17 @@ class ModelManager:
         except ConfigError as error:
             self._config_error = error.message
             outcome.errors += error.all()
+
+    def _keep_described(self, config: Config, prepared: Prepared) -> None:
+        """Keep, for servables that a new config replaces, the deployments as they are now."""
+        keys = {model.name: model.load_key for model in config.models}
+        for name, ready in prepared.deployments.items():
+            before = self.prepared.deployments.get(name)
+            if before is None or before.config.model != ready.config.model:
+                continue
+            for state in self._states.get(ready.config.model, {}).values():
+                if state.servable and state.load_key != keys.get(ready.config.model):
+                    ready.older[state.servable] = before.of(state.servable)
 
     def read_text(self, outcome: Outcome, polling: bool = False) -> bytes | None:
         """The bytes of the config file if a pass is to read it, else None: when they have changed,
@@ -6536,6 +6550,8 @@ class ReadyDeployment:
 
     `models` caches by servable its ImageModel, or the ValueError that says why it takes no
     pictures. `problem` says what is wrong with the config, `path` is the deployment's JSON path.
+    `older` has, for servables that the reload replaces, the deployment that they were loaded for:
+    until the new ones are there, or if they fail, the old ones answer as described before.
     """
 
     config: Any
@@ -6545,6 +6561,11 @@ class ReadyDeployment:
     labels: Mapping[int, str]
     problem: str
     models: MutableMapping[Any, Any] = field(default_factory=weakref.WeakKeyDictionary)
+    older: MutableMapping[Any, "ReadyDeployment"] = field(default_factory=weakref.WeakKeyDictionary)
+
+    def of(self, servable: Any) -> "ReadyDeployment":
+        """The deployment that describes a servable of its model."""
+        return self.older.get(servable, self)
 
     def model_of(self, servable: Any) -> Any:
         """The ImageModel that shows pictures to a servable.
@@ -6787,6 +6808,7 @@ def answer_pictures(
     ready, own = find_deployment(server, deployment), asked_chain(server, chain)
     images = image if isinstance(image, list) else [image]
     with lease(server, ask_version(server, ready.config, which), trace) as (version, servable):
+        ready = ready.of(servable)
         try:
             model = ready.model_of(servable)
         except ValueError as error:
@@ -6795,17 +6817,9 @@ def answer_pictures(
         allowance.take(routines.tile_bytes((*ready.chain, *own)))
         if form in ("png", "jpeg"):  # for each picture a canvas, its copy, a transparent overlay
             allowance.take(3 * sum(view.drawn.nbytes for view in views))
-        seen = annotate(
-            server,
-            ready,
-            model,
-            functools.partial(servable.run, "serving_default", trace=trace),
-            views,
-            own,
-            allowance,
-            trace,
-            origin={"deployment": ready.config.id, "model": ready.config.model, "version": version},
-        )
+        run = functools.partial(servable.run, "serving_default", trace=trace)
+        origin = {"deployment": ready.config.id, "model": ready.config.model, "version": version}
+        seen = annotate(server, ready, model, run, views, own, allowance, trace, origin=origin)
     answers = present_all(seen, views, model, form, warn)
     return {"results": answers} if isinstance(image, list) else answers[0]
 

@@ -252,7 +252,7 @@ def describe_deployment(server: ModelServer, ready: Any, failure: str = "") -> d
         if not available:  # `find` would wait while it loads
             raise NotFound("its model is not loaded")
         _, servable = server.manager.find(config.model, config.version, config.version_label)
-        labels = ready.model_of(servable).labels
+        labels = ready.of(servable).model_of(servable).labels
     except Exception as error:  # missing, or no model of pictures
         state = "failed" if available or server.manager.first_pass_done.is_set() else "loading"
         reason = reason or ": ".join(filter(None, [str(error), failure if not available else ""]))

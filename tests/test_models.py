@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from conftest import NO_POLL, ROOT, Disk, FakeServable, Rest, assert_error, config, until
 from test_config import REFUSED
@@ -422,6 +424,49 @@ def test_parallel_reloads_are_one_after_the_other(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [200] * 9 + [201]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_changed_deployment_describes_the_model_that_it_was_written_for(
+    tmp_path, monkeypatch, fails
+):
+    for name in ("old", "new"):
+        shutil.copytree(ROOT / "models/digits", tmp_path / name)
+    file, go = tmp_path / "config.json", threading.Event()
+
+    def write(name):
+        deployment = {"id": "d", "model": "m", "label_map": [f"{name} {n}" for n in range(10)]}
+        models = [{"config": {"name": "m", "base_path": name}}]
+        file.write_text(json.dumps({"model_config_list": models, "deployments": [deployment]}))
+
+    def ask():
+        found = server.predict_image(np.zeros((8, 8), np.uint8))["predictions"]
+        return {one["tag"]["name"].split()[0] for one in found}
+
+    write("old")
+    server = serving.ModelServer(file, poll_seconds=0)
+    assert server.wait(60) and ask() == {"old"}
+    load = server.load
+
+    def load_late(request):
+        assert go.wait(60)
+        if fails:
+            raise serving.LoadError("broken")
+        return load(request)
+
+    monkeypatch.setattr(server, "load", load_late)
+    write("new")
+    reload = threading.Thread(target=server.reload)
+    reload.start()
+    until(lambda: server.config.deployments[0].label_map[0] == "new 0")
+    assert ask() == {"old"} and server.readiness() == []
+    go.set()
+    reload.join()
+    assert ask() == {"old" if fails else "new"}
+    monkeypatch.setattr(server, "load", load)
+    server.reload()
+    assert ask() == {"new"}
+    server.stop()
 
 
 def test_reload_over_http(how, tmp_path):

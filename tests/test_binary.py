@@ -422,6 +422,24 @@ def test_strings_need_json(output, shape, body, media):
     )
 
 
+@pytest.mark.parametrize(
+    "body", [{"inputs": {"a": [1, 2]}}, {"instances": [{"a": 1}, {"a": 2}]}, {"instances": [1, 2]}]
+)
+def test_texts_beside_numbers_need_json(body):
+    mixed = serving.Servable(
+        {"serving_default": signature([spec("a")], [spec("n"), spec("s", "DT_STRING")])},
+        lambda name, x: {"n": x["a"], "s": np.array([b"a\0", b""], object)},
+    )
+    answer = Rest(fake_server({"m": mixed})).post(
+        "/v1/models/m:predict", body, headers={"Accept": serving_binary.NPZ}
+    )
+    assert_error(
+        answer,
+        400,
+        "Output 's' holds strings, which .npy and .npz do not: accept application/json instead",
+    )
+
+
 def test_a_model_that_refuses_a_large_body_is_run_once():
     runs = []
 

@@ -6180,7 +6180,15 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
-    return [dict(zip(values, row)) for row in zip(*values.values())]
+    return NamedRows(values)
+
+
+class NamedRows(list):
+    """One object for each row of several outputs; `columns` has the outputs by name."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        super().__init__(dict(zip(columns, row)) for row in zip(*columns.values()))
+        self.columns = columns
 
 
 # --- classify and regress -----------------------------------------------------------------------

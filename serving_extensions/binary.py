@@ -18,6 +18,7 @@ from .core import (
     BadRequest,
     Call,
     Extension,
+    NamedRows,
     Reply,
     ServingError,
     is_base64,
@@ -141,8 +142,7 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
-    if isinstance(value, list) and value and names_outputs(value[0]):  # of several outputs
-        value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
+    value = value.columns if isinstance(value, NamedRows) else value
     outputs = {
         name: as_saved(name, array)
         for name, array in (value if names_outputs(value) else {"output": value}).items()
@@ -193,7 +193,8 @@ def write_raw(array: np.ndarray) -> Reply:
 def as_saved(name: str, value: Any) -> np.ndarray:
     """An output as NumPy can save it: bfloat16 as float32. Raises BadRequest for strings."""
     array = np.asarray(value)
-    if array.dtype.kind in "OSU":  # NumPy's own texts lose the zero bytes at their ends
+    # a list: of bytes in base64. NumPy's own texts lose the zero bytes at their ends.
+    if isinstance(value, list) or array.dtype.kind in "OSU":
         raise BadRequest(
             f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json "
             "instead"

@@ -401,6 +401,33 @@ def test_the_first_integer_out_of_range_is_named(wanted, values, index):
     )
 
 
+def test_an_answer_without_rows_is_that_of_inputs():
+    found = serving.Servable(
+        {
+            "serving_default": signature(
+                [spec("x")], [spec("boxes"), spec("ids", "DT_INT64"), spec("t_bytes", "DT_STRING")]
+            )
+        },
+        lambda name, x: {
+            "boxes": np.empty((0, 4), np.float32),
+            "ids": np.empty(0, np.int64),
+            "t_bytes": np.empty(0, object),
+        },
+    )
+    rest = Rest(fake_server({"m": found}))
+    for body in ({"inputs": [1]}, {"instances": [1]}):
+        for media in (serving_binary.NPY, serving_binary.NPZ, serving_binary.RAW):
+            head = {"Accept": media}
+            texts = rest.post("/v1/models/m:predict?outputs=t_bytes", body, headers=head)
+            assert_error(texts, 400, "Output 'output' holds strings, ...")
+        answer = rest.post(
+            "/v1/models/m:predict?outputs=boxes,ids", body, headers={"Accept": serving_binary.NPZ}
+        )
+        with np.load(io.BytesIO(answer.data)) as arrays:
+            shown = {name: (arrays[name].dtype, arrays[name].shape) for name in arrays}
+        assert shown == {"boxes": (np.float32, (0, 4)), "ids": (np.int64, (0,))}
+
+
 @pytest.mark.parametrize("output", ["s", "s_bytes"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("body", [{"inputs": [1]}, {"instances": [1]}])

@@ -1467,13 +1467,14 @@ JSON_TYPES = {
     type(None): "null",
     dict: "object",
     list: "array",
+    np.ndarray: "array",  # a long list of numbers
 }
 
 
 def json_kind(value: Any) -> str:
     """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
     name = JSON_TYPES.get(type(value), type(value).__name__)
-    if value is None or isinstance(value, dict | list):
+    if value is None or isinstance(value, dict | list | np.ndarray):
         return name
     return f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
 

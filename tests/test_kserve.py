@@ -330,6 +330,9 @@ def assert_error(answer, status, text):
 # --- what is wrong --------------------------------------------------------------------------------
 
 
+MANY = [1.5] * 1000  # so many become an array when they are read
+
+
 @pytest.mark.parametrize(
     ("request_body", "text"),
     [
@@ -382,6 +385,17 @@ def assert_error(answer, status, text):
         ({"inputs": [{**NUMBERS, "shape": [1] * 70, "data": [1]}]}, "at most 32 sizes, got 70"),
         ({"inputs": [{**NUMBERS, "shape": [2**31, 0], "data": []}]}, "may have 4000000 rows"),
         ({"inputs": [{**NUMBERS, "shape": [2**63 - 1, 0], "data": []}]}, "may have 4000000 rows"),
+        ({"inputs": [NUMBERS], "outputs": MANY}, "outputs: expected a list of tensors"),
+        ({"inputs": [{**NUMBERS, "datatype": MANY}]}, "is INT32, got '"),
+        ({"inputs": [NUMBERS], "parameters": MANY}, "parameters: expected an object, got array"),
+        ({"inputs": [NUMBERS], "parameters": {"sequence_id": MANY}}, "keeps no state"),
+        (
+            {
+                "inputs": [NUMBERS],
+                "outputs": [{"name": "total", "parameters": {"classification": MANY}}],
+            },
+            "outputs[0]: this server has no classification; leave",
+        ),
     ],
 )
 def test_wrong_requests_say_what_is_wrong(address, request_body, text):

@@ -711,6 +711,7 @@ def document_deployment(ready: Any) -> dict[str, Any]:
     }
 
 
+MOST_SHOWN = 1000  # elements of an example that people read
 NUMERIC = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
 
 
@@ -755,13 +756,19 @@ def words_of(servable: Servable) -> dict[str, Any] | None:
 
 
 def placeholders_of(signature: Signature) -> dict[str, Any]:
-    """A predict body with YOUR_INPUT for each input, in as many lists as it has dimensions."""
+    """A predict body with YOUR_INPUT for each element of each input."""
     word: Any = "YOUR_INPUT"
     inputs = {
-        name: functools.reduce(lambda inner, _: [inner], sizes_of(spec), word)
+        name: functools.reduce(lambda inner, size: [inner] * size, sizes_to_fill(spec)[::-1], word)
         for name, spec in signature.inputs.items()
     }
     return {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values()), word)}
+
+
+def sizes_to_fill(spec: TensorSpec) -> list[int]:
+    """An input's sizes, 1 for unknown ones; only ones if that were too long for people to read."""
+    sizes = [size or 1 for size in sizes_of(spec)]
+    return sizes if math.prod(sizes) <= MOST_SHOWN else [1] * len(sizes)
 
 
 # names of inputs that take encoded pictures, if the graph does not show it
@@ -796,7 +803,7 @@ def example_request(signature: Signature) -> dict[str, Any] | None:
     if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]
-    if sum(map(math.prod, shapes)) > 1000 or max(map(len, shapes)) > MAX_DIMENSIONS:
+    if sum(map(math.prod, shapes)) > MOST_SHOWN or max(map(len, shapes)) > MAX_DIMENSIONS:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

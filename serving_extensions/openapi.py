@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -614,7 +613,7 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     predict = operation(
         f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    media = in_json(predict_schema(servable.signatures), **{"example": example} if example else {})
+    media = in_json(predict_schema(servable), **{"example": example} if example else {})
     predict["requestBody"] = {"required": True, "content": media | ARRAYS}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
@@ -626,12 +625,13 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     }
 
 
-def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """TensorFlow Serving's body for any signature: `inputs` as columns, or `instances` as rows."""
-    # sorted: protobuf keeps no order, and code generators number the alternatives
-    names = sorted(signatures, key=lambda name: (name != "serving_default", name))
-    ways = [way for name in names for way in ways_to_ask(name, signatures[name])]
-    return {"oneOf": ways}
+def predict_schema(servable: Servable) -> dict[str, Any]:
+    """TensorFlow Serving's body for any signature that can be called: `inputs` as columns, or
+    `instances` as rows.
+    """
+    names = names_to_call(servable)
+    ways = [way for name in names for way in ways_to_ask(name, servable.signatures[name])]
+    return {"oneOf": ways} if ways else {}
 
 
 def ways_to_ask(name: str, signature: Signature) -> list[dict[str, Any]]:
@@ -658,11 +658,8 @@ def any_of(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 def named_or_lone(tensors: dict[str, Any]) -> dict[str, Any]:
     """Tensors by name; a single tensor may also stand without its name."""
-    named: dict[str, Any] = {"type": "object", "properties": tensors}
-    if len(tensors) != 1:
-        return named
-    ((name, lone),) = tensors.items()
-    return any_of(lone, {**named, "required": [name]})
+    named = {"type": "object", "properties": tensors, "required": [*tensors]}
+    return any_of(*tensors.values(), named) if len(tensors) == 1 else named
 
 
 # Bytes in base64, for any text (TensorFlow Serving: "Encoding binary values").
@@ -719,12 +716,18 @@ def sizes_of(spec: TensorSpec) -> tuple:
     return spec.shape or ()
 
 
+def names_to_call(servable: Servable) -> list[str]:
+    """The signatures that can be called: `serving_default`, then the others by name."""
+    known, calls = servable.signatures, servable.callables
+    names = [name for name in known if known[name].inputs and (not calls or name in calls)]
+    # sorted: protobuf keeps no order, and code generators number the alternatives
+    return sorted(names, key=lambda name: (name != "serving_default", name))
+
+
 def find_default(servable: Servable) -> tuple[str, Signature] | None:
     """`serving_default`, else the first signature by name that can be called; None without one."""
-    known, calls = servable.signatures, servable.callables
-    names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
-    name = "serving_default" if "serving_default" in names else next(iter(names), None)
-    return None if name is None else (name, known[name])
+    name = next(iter(names_to_call(servable)), None)
+    return None if name is None else (name, servable.signatures[name])
 
 
 def named_body(name: str, body: dict[str, Any]) -> dict[str, Any]:

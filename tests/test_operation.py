@@ -698,11 +698,24 @@ def several_signatures(*names):
         ("two", {"signature_name": "none", "inputs": [[1.0]]}, False),
         ("odd", {"signature_name": "embed", "inputs": [[1.0]]}, True),
         ("odd", {"inputs": [[1.0]]}, False),
+        ("pair", {"signature_name": "init", "inputs": {}}, False),
+        ("pair", {"inputs": {"a": [1.0], "b": [1.0]}}, True),
+        ("pair", {"instances": [{"a": 1.0, "b": 1.0}]}, True),
+        ("pair", {"inputs": {"a": [1.0]}}, False),
+        ("pair", {"instances": [{"a": 1.0}]}, False),
     ],
 )
 def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, valid):
     two, odd = several_signatures("serving_default", "other"), several_signatures("embed", "b")
-    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd}))
+    pair = serving.Servable(
+        {
+            "serving_default": signature([spec("a"), spec("b")], [spec("y")]),
+            "init": signature([], [spec("done")]),
+        },
+        lambda name, inputs: {"y": inputs["a"]},
+    )
+    models = {"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd, "pair": pair}
+    rest = Rest(fake_server(models))
     path = f"/v1/models/{model}:predict"
     asked = rest.get("/openapi.json").json["paths"][path]["post"]
     schema = asked["requestBody"]["content"]["application/json"]["schema"]

@@ -196,11 +196,13 @@ def describe_raw(
     shape, width = spec.shape, NUMPY_DTYPES[spec.dtype].itemsize
     known = math.prod(each for each in shape or () if each is not None) * width
     free = None if shape is None else sum(each is None for each in shape)
-    if free not in (0, 1) or not known or len(rest) % known:
+    if free not in (0, 1) or not known:
         raise BadRequest(
             f"A body of bytes alone is for an input of one unknown size at most; '{name}' is "
-            f"{describe_tensor(spec)['shape']} and came in {len(rest)} bytes"
+            f"{describe_tensor(spec)['shape']}"
         )
+    if free and len(rest) % known:
+        raise BadRequest(f"'{name}': expected a multiple of {known} bytes, got {len(rest)}")
     sizes = [len(rest) // known if each is None else each for each in shape or ()]
     size = {"parameters": {"binary_data_size": len(rest)}}
     tensor = {"name": name, "datatype": datatype, "shape": sizes, **size}

@@ -2159,11 +2159,12 @@ def show(value: Any) -> str:
 
 
 def type_of(value: Any) -> str:
-    """RapidJSON's name of a value's type."""
+    """RapidJSON's name of a value's type; Python's name for what JSON does not have."""
     if isinstance(value, bool):
         return str(value)
-    names = {type(None): "Null", dict: "Object", list: "Array", str: "String"}
-    return names.get(type(value), "Number")
+    kind = type(value)
+    names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    return "Null" if value is None else names.get(kind, kind.__name__)
 
 
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on string tensors of rank 33 and more

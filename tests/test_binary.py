@@ -428,6 +428,15 @@ def test_an_answer_without_rows_is_that_of_inputs():
         assert shown == {"boxes": (np.float32, (0, 4)), "ids": (np.int64, (0,))}
 
 
+@pytest.mark.parametrize(
+    "value, kind",
+    [(np.array([b"abc"]), "bytes"), ([(1, 2)], "tuple"), (1j, "complex"), ({1}, "set")],
+)
+def test_what_json_does_not_have_is_called_by_its_own_name(value, kind):
+    with pytest.raises(serving.BadRequest, match=f"Type: {kind} is not of expected type: float"):
+        serving.decode_tensor(value, spec("x"))
+
+
 @pytest.mark.parametrize("output", ["s", "s_bytes"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("body", [{"inputs": [1]}, {"instances": [1]}])

@@ -2302,6 +2302,8 @@ def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is not None and not array.size:  # nested lists cannot hold the sizes after a 0
         return np.empty(array.shape, dtype)
+    if array.dtype.kind in "mM":  # as a list, some are numbers
+        raise BadRequest(f"{spec.name}: expected {spec.type_name}, got {array.dtype}")
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0
@@ -2337,7 +2339,8 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
     OverflowError when an integer does not fit (never wrapped around).
     """
-    leaf = leaf.item() if isinstance(leaf, np.generic) else leaf
+    if isinstance(leaf, np.generic) and leaf.dtype.kind not in "mM":
+        leaf = leaf.item()
     kind = type(leaf)
     if dtype.kind in "fV" and kind in (int, float):
         return float(leaf)

@@ -437,6 +437,15 @@ def test_what_json_does_not_have_is_called_by_its_own_name(value, kind):
         serving.decode_tensor(value, spec("x"))
 
 
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "datetime64[D]", "timedelta64[ns]"])
+@pytest.mark.parametrize("wanted", ["DT_FLOAT", "DT_INT64", "DT_STRING"])
+def test_dates_are_no_numbers(dtype, wanted):
+    dates = np.array([1, 2], "i8").astype(dtype)
+    for value in (dates, dates[0], list(dates)):
+        with pytest.raises(serving.BadRequest, match=dtype.partition("[")[0]):
+            serving.decode_tensor(value, spec("x", wanted))
+
+
 @pytest.mark.parametrize("output", ["s", "s_bytes"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("body", [{"inputs": [1]}, {"instances": [1]}])

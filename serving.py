@@ -8121,6 +8121,7 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
         len(body) < PLAIN_BYTES
         and body[:1] == b"{"
         and "HTTP_X_TENSOR_SHAPE" not in call.environ
+        and "HTTP_X_TENSOR_DTYPE" not in call.environ
         and not call.environ.get("HTTP_ACCEPT", "").startswith("application/")
     )
 

@@ -26,7 +26,7 @@ from .core import (
 )
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
-ZIP_START = b"PK\x03\x04"
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # the second without members
 RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"}
 
 
@@ -39,9 +39,11 @@ def read(call: Call, body: bytes) -> dict[str, Any] | None:
     if "HTTP_X_TENSOR_SHAPE" in call.environ:
         dtype = call.environ.get("HTTP_X_TENSOR_DTYPE", "float32")
         return {"inputs": read_raw(body, dtype, call.environ["HTTP_X_TENSOR_SHAPE"])}
+    if "HTTP_X_TENSOR_DTYPE" in call.environ:
+        raise BadRequest("X-Tensor-Shape: expected sizes such as 1,224,224,3, got none")
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
-    if body.startswith((routines.NPY_START, ZIP_START)):
+    if body.startswith((routines.NPY_START, *ZIP_STARTS)):
         return {"inputs": load_arrays(body, call.allowance)}
     return {"instances": body} if routines.reader_of(body) else None
 
@@ -85,7 +87,7 @@ def load_arrays(body: bytes, allowance: Allowance) -> Any:
     made. Raises BadRequest, and what `allowance` raises.
     """
     try:
-        if body.startswith(ZIP_START):
+        if body.startswith(ZIP_STARTS):
             return load_npz(body, allowance)
         array = routines.read_npy(io.BytesIO(body), len(body), allowance.take)
     except ValueError as error:

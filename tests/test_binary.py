@@ -97,6 +97,7 @@ def test_outputs_may_be_called_like_arguments_of_numpy():
         (npy(np.zeros(3))[:-4], "body is no .npy or .npz of numbers: ..."),
         (b"PK\x03\x04rest", "body is no .npy or .npz of numbers: ..."),
         (npz(z=np.zeros(3)), "Missing named input: x in 'inputs' object."),
+        (npz(), "Missing named input: x in 'inputs' object."),
     ],
 )
 def test_broken_arrays(body, text):

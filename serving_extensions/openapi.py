@@ -607,7 +607,7 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     if not servable or not servable.signatures:
         return paths
     example = example_of(servable) or dot_of(servable) or words_of(servable)
-    names = {output for one in servable.signatures.values() for output in one.outputs}
+    names = {one for name in names_to_call(servable) for one in servable.signatures[name].outputs}
     wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
     predict = operation(

@@ -3276,7 +3276,7 @@ class Histogram:
             raise ValueError(f"ranges: expected rising bounds, got {list(self.ranges)}")
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        names, scores = tensors["names"], tensors["scores"].astype(np.float64)
+        names, scores = tensors["names"], tensors["scores"].astype(np.float32)
         kinds = sorted(set(names.tolist()))
         numbers: dict[str, Any] = {"classes": {name: int((names == name).sum()) for name in kinds}}
         bounds = (
@@ -3285,9 +3285,8 @@ class Histogram:
             else list(self.ranges or ())
         )
         if bounds:  # a bin's lower bound is excluded, its upper bound included
-            bins = np.searchsorted(
-                bounds, np.minimum(scores, bounds[-1]) if self.bins else scores, side="left"
-            )
+            upper = np.array(bounds, np.float32)  # as FilterConfidence compares
+            bins = np.searchsorted(upper, np.minimum(scores, 1) if self.bins else scores)
             numbers["ranges"] = bounds
             table = np.zeros((len(kinds), len(bounds) + 1), np.int64)
             np.add.at(table, (np.searchsorted(np.array(kinds, object), names), bins), 1)

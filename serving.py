@@ -1516,13 +1516,14 @@ JSON_TYPES = {
     type(None): "null",
     dict: "object",
     list: "array",
+    np.ndarray: "array",  # a long list of numbers
 }
 
 
 def json_kind(value: Any) -> str:
     """Name a JSON value for an error: `integer 3`, `string 'x'`, `object`."""
     name = JSON_TYPES.get(type(value), type(value).__name__)
-    if value is None or isinstance(value, dict | list):
+    if value is None or isinstance(value, dict | list | np.ndarray):
         return name
     return f"{name} {str(value)[:60]!r}" if name == "string" else f"{name} {value}"
 
@@ -2207,11 +2208,12 @@ def show(value: Any) -> str:
 
 
 def type_of(value: Any) -> str:
-    """RapidJSON's name of a value's type."""
+    """RapidJSON's name of a value's type; Python's name for what JSON does not have."""
     if isinstance(value, bool):
         return str(value)
-    names = {type(None): "Null", dict: "Object", list: "Array", str: "String"}
-    return names.get(type(value), "Number")
+    kind = type(value)
+    names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+    return "Null" if value is None else names.get(kind, kind.__name__)
 
 
 MAX_DIMENSIONS = 32  # TensorFlow 2.21 crashes the process on string tensors of rank 33 and more
@@ -2349,6 +2351,8 @@ def exact_array(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     dtype = NUMPY_DTYPES.get(spec.dtype)
     if dtype is not None and not array.size:  # nested lists cannot hold the sizes after a 0
         return np.empty(array.shape, dtype)
+    if array.dtype.kind in "mM":  # as a list, some are numbers
+        raise BadRequest(f"{spec.name}: expected {spec.type_name}, got {array.dtype}")
     if dtype is None or array.dtype.kind not in "biufc" or array.ndim > MAX_DIMENSIONS:
         return exact_tensor(array.tolist(), spec)
     index = 0
@@ -2384,7 +2388,8 @@ def decode_element(leaf: Any, spec: TensorSpec, dtype: np.dtype) -> Any:
 
     OverflowError when an integer does not fit (never wrapped around).
     """
-    leaf = leaf.item() if isinstance(leaf, np.generic) else leaf
+    if isinstance(leaf, np.generic) and leaf.dtype.kind not in "mM":
+        leaf = leaf.item()
     kind = type(leaf)
     if dtype.kind in "fV" and kind in (int, float):
         return float(leaf)
@@ -6247,7 +6252,15 @@ def encode_rows(signature: Signature, outputs: Mapping[str, np.ndarray]) -> Any:
     values = {name: present_output(spec, outputs[name]) for name, spec in signature.outputs.items()}
     if len(values) == 1:
         return next(iter(values.values()))
-    return [dict(zip(values, row)) for row in zip(*values.values())]
+    return NamedRows(values)
+
+
+class NamedRows(list):
+    """One object for each row of several outputs; `columns` has the outputs by name."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        super().__init__(dict(zip(columns, row)) for row in zip(*columns.values()))
+        self.columns = columns
 
 
 # --- classify and regress -----------------------------------------------------------------------
@@ -8176,6 +8189,7 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
         len(body) < PLAIN_BYTES
         and body[:1] == b"{"
         and "HTTP_X_TENSOR_SHAPE" not in call.environ
+        and "HTTP_X_TENSOR_DTYPE" not in call.environ
         and not call.environ.get("HTTP_ACCEPT", "").startswith("application/")
     )
 

@@ -18,6 +18,7 @@ from .core import (
     BadRequest,
     Call,
     Extension,
+    NamedRows,
     Reply,
     ServingError,
     is_base64,
@@ -25,7 +26,7 @@ from .core import (
 )
 
 NPY, NPZ, RAW = "application/x-npy", "application/x-npz", "application/octet-stream"
-ZIP_START = b"PK\x03\x04"
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # the second without members
 RAW_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values() if dtype.kind != "O"}
 
 
@@ -38,9 +39,11 @@ def read(call: Call, body: bytes) -> dict[str, Any] | None:
     if "HTTP_X_TENSOR_SHAPE" in call.environ:
         dtype = call.environ.get("HTTP_X_TENSOR_DTYPE", "float32")
         return {"inputs": read_raw(body, dtype, call.environ["HTTP_X_TENSOR_SHAPE"])}
+    if "HTTP_X_TENSOR_DTYPE" in call.environ:
+        raise BadRequest("X-Tensor-Shape: expected sizes such as 1,224,224,3, got none")
     if body[:1] in (b"{", b" ", b"\n", b""):
         return None
-    if body.startswith((routines.NPY_START, ZIP_START)):
+    if body.startswith((routines.NPY_START, *ZIP_STARTS)):
         return {"inputs": load_arrays(body, call.allowance)}
     return {"instances": body} if routines.reader_of(body) else None
 
@@ -84,7 +87,7 @@ def load_arrays(body: bytes, allowance: Allowance) -> Any:
     made. Raises BadRequest, and what `allowance` raises.
     """
     try:
-        if body.startswith(ZIP_START):
+        if body.startswith(ZIP_STARTS):
             return load_npz(body, allowance)
         array = routines.read_npy(io.BytesIO(body), len(body), allowance.take)
     except ValueError as error:
@@ -141,8 +144,7 @@ def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))
-    if isinstance(value, list) and value and names_outputs(value[0]):  # of several outputs
-        value = {name: np.stack([np.asarray(row[name]) for row in value]) for name in value[0]}
+    value = value.columns if isinstance(value, NamedRows) else value
     outputs = {
         name: as_saved(name, array)
         for name, array in (value if names_outputs(value) else {"output": value}).items()
@@ -193,7 +195,8 @@ def write_raw(array: np.ndarray) -> Reply:
 def as_saved(name: str, value: Any) -> np.ndarray:
     """An output as NumPy can save it: bfloat16 as float32. Raises BadRequest for strings."""
     array = np.asarray(value)
-    if array.dtype.kind == "O":
+    # a list: of bytes in base64. NumPy's own texts lose the zero bytes at their ends.
+    if isinstance(value, list) or array.dtype.kind in "OSU":
         raise BadRequest(
             f"Output '{name}' holds strings, which .npy and .npz do not: accept application/json "
             "instead"

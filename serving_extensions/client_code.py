@@ -7,6 +7,7 @@ filled in; a line whose value the call lacks is left out.
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ from .openapi import (
     named_body,
     placeholders_of,
     sizes_of,
+    sizes_to_fill,
 )
 
 TEMPLATES = Path(__file__).with_name("clients")
@@ -356,7 +358,10 @@ def example_of_tensors(
     body: dict[str, Any] = {
         "inputs": [
             describe_tensor(spec)
-            | {"shape": [size or 1 for size in sizes_of(spec)], "data": ["YOUR_INPUT"]}
+            | {
+                "shape": [size or 1 for size in sizes_of(spec)],
+                "data": ["YOUR_INPUT"] * math.prod(sizes_to_fill(spec)),
+            }
             for spec in inputs.values()
         ]
     }

@@ -196,11 +196,13 @@ def describe_raw(
     shape, width = spec.shape, NUMPY_DTYPES[spec.dtype].itemsize
     known = math.prod(each for each in shape or () if each is not None) * width
     free = None if shape is None else sum(each is None for each in shape)
-    if free not in (0, 1) or not known or len(rest) % known:
+    if free not in (0, 1) or not known:
         raise BadRequest(
             f"A body of bytes alone is for an input of one unknown size at most; '{name}' is "
-            f"{describe_tensor(spec)['shape']} and came in {len(rest)} bytes"
+            f"{describe_tensor(spec)['shape']}"
         )
+    if free and len(rest) % known:
+        raise BadRequest(f"'{name}': expected a multiple of {known} bytes, got {len(rest)}")
     sizes = [len(rest) // known if each is None else each for each in shape or ()]
     size = {"parameters": {"binary_data_size": len(rest)}}
     tensor = {"name": name, "datatype": datatype, "shape": sizes, **size}
@@ -220,12 +222,17 @@ def check_request(request: Mapping[str, Any]) -> None:
 
 
 def parameters_of(part: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The parameters of a request or of a tensor in it; {} for null. Raises BadRequest."""
+    """The parameters of a request or of a tensor in it, all as JSON's own values; {} for null.
+    Raises BadRequest.
+    """
     given = part.get("parameters")
     if given is not None and not isinstance(given, dict):
         place = f"{where}.parameters" if where else "parameters"
         raise BadRequest(f"{place}: expected an object, got {json_kind(given)}")
-    return given or {}
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in (given or {}).items()
+    }
 
 
 def datatype_of(spec: TensorSpec) -> str:
@@ -276,11 +283,11 @@ def check_input(signature: Signature, model: str, tensor: Any, where: str) -> Te
             f"{where}.name: model '{model}' has no input '{str(tensor.get('name'))[:60]}'; it has "
             f"{', '.join(signature.inputs)}"
         )
-    wanted = datatype_of(spec)
-    if tensor.get("datatype") != wanted:
+    wanted, datatype = datatype_of(spec), tensor.get("datatype")
+    if not isinstance(datatype, str) or datatype != wanted:
         raise BadRequest(
             f"{where}.datatype: '{spec.name}' of model '{model}' is {wanted}, got "
-            f"'{str(tensor.get('datatype'))[:40]}'"
+            f"'{str(datatype)[:40]}'"
         )
     shape = tensor.get("shape")
     shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
@@ -369,10 +376,10 @@ def read_wanted(signature: Signature, model: str, request: Mapping[str, Any]) ->
     """
     usual = parameters_of(request).get("binary_data_output") is True
     asked = request.get("outputs")
-    if asked is None or asked == []:
-        return dict.fromkeys(signature.outputs, usual)
-    if not isinstance(asked, list):
+    if not isinstance(asked, list | None):
         raise BadRequest("outputs: expected a list of tensors")
+    if not asked:
+        return dict.fromkeys(signature.outputs, usual)
     found = dict[str, bool]()
     for index, one in enumerate(asked):
         where, name = f"outputs[{index}]", one.get("name") if isinstance(one, dict) else None

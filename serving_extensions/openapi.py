@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -608,13 +607,13 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     if not servable or not servable.signatures:
         return paths
     example = example_of(servable) or dot_of(servable) or words_of(servable)
-    names = {output for one in servable.signatures.values() for output in one.outputs}
+    names = {one for name in names_to_call(servable) for one in servable.signatures[name].outputs}
     wanted = OUTPUTS | {"schema": {"type": "array", "items": {"enum": sorted(names)}}}
     answer = {"type": "object"}
     predict = operation(
         f"predict {name}", f"Answer by {name}", security, answer=answer, also=("204", "422")
     )
-    media = in_json(predict_schema(servable.signatures), **{"example": example} if example else {})
+    media = in_json(predict_schema(servable), **{"example": example} if example else {})
     predict["requestBody"] = {"required": True, "content": media | ARRAYS}
     predict["responses"]["200"]["content"] |= ARRAYS
     metadata = operation(f"metadata of {name}", f"The signatures of {name}", security)
@@ -626,12 +625,13 @@ def document_model(server: ModelServer, name: str, security: list) -> dict[str, 
     }
 
 
-def predict_schema(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """TensorFlow Serving's body for any signature: `inputs` as columns, or `instances` as rows."""
-    # sorted: protobuf keeps no order, and code generators number the alternatives
-    names = sorted(signatures, key=lambda name: (name != "serving_default", name))
-    ways = [way for name in names for way in ways_to_ask(name, signatures[name])]
-    return {"oneOf": ways}
+def predict_schema(servable: Servable) -> dict[str, Any]:
+    """TensorFlow Serving's body for any signature that can be called: `inputs` as columns, or
+    `instances` as rows.
+    """
+    names = names_to_call(servable)
+    ways = [way for name in names for way in ways_to_ask(name, servable.signatures[name])]
+    return {"oneOf": ways} if ways else {}
 
 
 def ways_to_ask(name: str, signature: Signature) -> list[dict[str, Any]]:
@@ -658,11 +658,8 @@ def any_of(*schemas: dict[str, Any]) -> dict[str, Any]:
 
 def named_or_lone(tensors: dict[str, Any]) -> dict[str, Any]:
     """Tensors by name; a single tensor may also stand without its name."""
-    named: dict[str, Any] = {"type": "object", "properties": tensors}
-    if len(tensors) != 1:
-        return named
-    ((name, lone),) = tensors.items()
-    return any_of(lone, {**named, "required": [name]})
+    named = {"type": "object", "properties": tensors, "required": [*tensors]}
+    return any_of(*tensors.values(), named) if len(tensors) == 1 else named
 
 
 # Bytes in base64, for any text (TensorFlow Serving: "Encoding binary values").
@@ -711,6 +708,7 @@ def document_deployment(ready: Any) -> dict[str, Any]:
     }
 
 
+MOST_SHOWN = 1000  # elements of an example that people read
 NUMERIC = NUMPY_DTYPES.keys() - {"DT_STRING"}  # what JSON carries, complex numbers not
 
 
@@ -718,12 +716,18 @@ def sizes_of(spec: TensorSpec) -> tuple:
     return spec.shape or ()
 
 
+def names_to_call(servable: Servable) -> list[str]:
+    """The signatures that can be called: `serving_default`, then the others by name."""
+    known, calls = servable.signatures, servable.callables
+    names = [name for name in known if known[name].inputs and (not calls or name in calls)]
+    # sorted: protobuf keeps no order, and code generators number the alternatives
+    return sorted(names, key=lambda name: (name != "serving_default", name))
+
+
 def find_default(servable: Servable) -> tuple[str, Signature] | None:
     """`serving_default`, else the first signature by name that can be called; None without one."""
-    known, calls = servable.signatures, servable.callables
-    names = sorted(name for name in known if known[name].inputs and (not calls or name in calls))
-    name = "serving_default" if "serving_default" in names else next(iter(names), None)
-    return None if name is None else (name, known[name])
+    name = next(iter(names_to_call(servable)), None)
+    return None if name is None else (name, servable.signatures[name])
 
 
 def named_body(name: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -755,13 +759,19 @@ def words_of(servable: Servable) -> dict[str, Any] | None:
 
 
 def placeholders_of(signature: Signature) -> dict[str, Any]:
-    """A predict body with YOUR_INPUT for each input, in as many lists as it has dimensions."""
+    """A predict body with YOUR_INPUT for each element of each input."""
     word: Any = "YOUR_INPUT"
     inputs = {
-        name: functools.reduce(lambda inner, _: [inner], sizes_of(spec), word)
+        name: functools.reduce(lambda inner, size: [inner] * size, sizes_to_fill(spec)[::-1], word)
         for name, spec in signature.inputs.items()
     }
     return {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values()), word)}
+
+
+def sizes_to_fill(spec: TensorSpec) -> list[int]:
+    """An input's sizes, 1 for unknown ones; only ones if that were too long for people to read."""
+    sizes = [size or 1 for size in sizes_of(spec)]
+    return sizes if math.prod(sizes) <= MOST_SHOWN else [1] * len(sizes)
 
 
 # names of inputs that take encoded pictures, if the graph does not show it
@@ -796,7 +806,7 @@ def example_request(signature: Signature) -> dict[str, Any] | None:
     if not inputs or any(spec.dtype not in NUMERIC or 0 in sizes_of(spec) for spec in inputs):
         return None
     shapes = [[size or 1 for size in sizes_of(spec)] for spec in inputs]
-    if sum(map(math.prod, shapes)) > 1000 or max(map(len, shapes)) > MAX_DIMENSIONS:
+    if sum(map(math.prod, shapes)) > MOST_SHOWN or max(map(len, shapes)) > MAX_DIMENSIONS:
         return None
     ones = [np.ones_like(sample) for sample in sample_inputs(signature, 1)]
     return {"inputs": dict(zip(signature.inputs, ones)) if len(ones) > 1 else ones[0]}

@@ -97,6 +97,7 @@ def test_outputs_may_be_called_like_arguments_of_numpy():
         (npy(np.zeros(3))[:-4], "body is no .npy or .npz of numbers: ..."),
         (b"PK\x03\x04rest", "body is no .npy or .npz of numbers: ..."),
         (npz(z=np.zeros(3)), "Missing named input: x in 'inputs' object."),
+        (npz(), "Missing named input: x in 'inputs' object."),
     ],
 )
 def test_broken_arrays(body, text):
@@ -401,6 +402,51 @@ def test_the_first_integer_out_of_range_is_named(wanted, values, index):
     )
 
 
+def test_an_answer_without_rows_is_that_of_inputs():
+    found = serving.Servable(
+        {
+            "serving_default": signature(
+                [spec("x")], [spec("boxes"), spec("ids", "DT_INT64"), spec("t_bytes", "DT_STRING")]
+            )
+        },
+        lambda name, x: {
+            "boxes": np.empty((0, 4), np.float32),
+            "ids": np.empty(0, np.int64),
+            "t_bytes": np.empty(0, object),
+        },
+    )
+    rest = Rest(fake_server({"m": found}))
+    for body in ({"inputs": [1]}, {"instances": [1]}):
+        for media in (serving_binary.NPY, serving_binary.NPZ, serving_binary.RAW):
+            head = {"Accept": media}
+            texts = rest.post("/v1/models/m:predict?outputs=t_bytes", body, headers=head)
+            assert_error(texts, 400, "Output 'output' holds strings, ...")
+        answer = rest.post(
+            "/v1/models/m:predict?outputs=boxes,ids", body, headers={"Accept": serving_binary.NPZ}
+        )
+        with np.load(io.BytesIO(answer.data)) as arrays:
+            shown = {name: (arrays[name].dtype, arrays[name].shape) for name in arrays}
+        assert shown == {"boxes": (np.float32, (0, 4)), "ids": (np.int64, (0,))}
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [(np.array([b"abc"]), "bytes"), ([(1, 2)], "tuple"), (1j, "complex"), ({1}, "set")],
+)
+def test_what_json_does_not_have_is_called_by_its_own_name(value, kind):
+    with pytest.raises(serving.BadRequest, match=f"Type: {kind} is not of expected type: float"):
+        serving.decode_tensor(value, spec("x"))
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "datetime64[D]", "timedelta64[ns]"])
+@pytest.mark.parametrize("wanted", ["DT_FLOAT", "DT_INT64", "DT_STRING"])
+def test_dates_are_no_numbers(dtype, wanted):
+    dates = np.array([1, 2], "i8").astype(dtype)
+    for value in (dates, dates[0], list(dates)):
+        with pytest.raises(serving.BadRequest, match=dtype.partition("[")[0]):
+            serving.decode_tensor(value, spec("x", wanted))
+
+
 @pytest.mark.parametrize("output", ["s", "s_bytes"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("body", [{"inputs": [1]}, {"instances": [1]}])
@@ -419,6 +465,24 @@ def test_strings_need_json(output, shape, body, media):
         answer,
         400,
         "Output 'output' holds strings, which .npy and .npz do not: accept application/json instead",
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [{"inputs": {"a": [1, 2]}}, {"instances": [{"a": 1}, {"a": 2}]}, {"instances": [1, 2]}]
+)
+def test_texts_beside_numbers_need_json(body):
+    mixed = serving.Servable(
+        {"serving_default": signature([spec("a")], [spec("n"), spec("s", "DT_STRING")])},
+        lambda name, x: {"n": x["a"], "s": np.array([b"a\0", b""], object)},
+    )
+    answer = Rest(fake_server({"m": mixed})).post(
+        "/v1/models/m:predict", body, headers={"Accept": serving_binary.NPZ}
+    )
+    assert_error(
+        answer,
+        400,
+        "Output 's' holds strings, which .npy and .npz do not: accept application/json instead",
     )
 
 

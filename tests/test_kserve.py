@@ -10,7 +10,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import requests
-from conftest import FakeServable, Rest, bearer, config, fake_server, key_entry, listening
+from conftest import (
+    FakeServable,
+    Rest,
+    bearer,
+    config,
+    fail,
+    fake_server,
+    key_entry,
+    listening,
+    signature,
+    spec,
+)
 
 import serving
 
@@ -330,6 +341,9 @@ def assert_error(answer, status, text):
 # --- what is wrong --------------------------------------------------------------------------------
 
 
+MANY = [1.5] * 1000  # so many become an array when they are read
+
+
 @pytest.mark.parametrize(
     ("request_body", "text"),
     [
@@ -382,6 +396,17 @@ def assert_error(answer, status, text):
         ({"inputs": [{**NUMBERS, "shape": [1] * 70, "data": [1]}]}, "at most 32 sizes, got 70"),
         ({"inputs": [{**NUMBERS, "shape": [2**31, 0], "data": []}]}, "may have 4000000 rows"),
         ({"inputs": [{**NUMBERS, "shape": [2**63 - 1, 0], "data": []}]}, "may have 4000000 rows"),
+        ({"inputs": [NUMBERS], "outputs": MANY}, "outputs: expected a list of tensors"),
+        ({"inputs": [{**NUMBERS, "datatype": MANY}]}, "is INT32, got '"),
+        ({"inputs": [NUMBERS], "parameters": MANY}, "parameters: expected an object, got array"),
+        ({"inputs": [NUMBERS], "parameters": {"sequence_id": MANY}}, "keeps no state"),
+        (
+            {
+                "inputs": [NUMBERS],
+                "outputs": [{"name": "total", "parameters": {"classification": MANY}}],
+            },
+            "outputs[0]: this server has no classification; leave",
+        ),
     ],
 )
 def test_wrong_requests_say_what_is_wrong(address, request_body, text):
@@ -400,7 +425,7 @@ BINARY = one_input("input_0", "INT32", [1, 3], parameters={"binary_data_size": 1
         ([BINARY], b"x" * 12, "-1", "expected the bytes of JSON"),
         ([BINARY], b"x" * 12, "9999999", "expected the bytes of JSON"),
         ([BINARY], b"x" * 12, "٣", "expected the bytes of JSON"),
-        ([BINARY], b"x" * 12, "0", "came in"),
+        ([BINARY], b"x" * 12, "0", "'input_0': expected a multiple of 12 bytes, got 1"),
         ([BINARY], b"x" * 12, "1" * 5000, "expected the bytes of JSON"),
     ],
 )
@@ -411,6 +436,23 @@ def test_wrong_bytes_say_what_is_wrong(address, inputs, rest, length, text):
         f"{address}/v2/models/sums/infer", body + rest, headers=headers, timeout=30
     )
     assert_error(answer, 400, text)
+
+
+@pytest.mark.parametrize(
+    "shape, text",
+    [
+        ((None,), "'x': expected a multiple of 4 bytes, got 7"),
+        ((2,), "shape [2] of FP32 is 8 bytes, got 7"),
+        ((None, None), "for an input of one unknown size at most; 'x' is [-1, -1]"),
+    ],
+)
+def test_bytes_alone_of_a_wrong_length_say_what_was_expected(shape, text):
+    same = signature([spec("x", shape=shape)], [spec("y", shape=shape)])
+    rest = Rest(fake_server({"m": serving.Servable({"serving_default": same}, fail)}))
+    answer = rest.post(
+        "/v2/models/m/infer", bytes(7), headers={"Inference-Header-Content-Length": "0"}
+    )
+    assert answer.status_code == 400 and text in answer.json["error"], answer.text
 
 
 @pytest.mark.parametrize("form", ["json", "bytes", "bytes alone"])

@@ -698,16 +698,30 @@ def several_signatures(*names):
         ("two", {"signature_name": "none", "inputs": [[1.0]]}, False),
         ("odd", {"signature_name": "embed", "inputs": [[1.0]]}, True),
         ("odd", {"inputs": [[1.0]]}, False),
+        ("pair", {"signature_name": "init", "inputs": {}}, False),
+        ("pair", {"inputs": {"a": [1.0], "b": [1.0]}}, True),
+        ("pair", {"instances": [{"a": 1.0, "b": 1.0}]}, True),
+        ("pair", {"inputs": {"a": [1.0]}}, False),
+        ("pair", {"instances": [{"a": 1.0}]}, False),
     ],
 )
 def test_bodies_that_openapi_takes_are_those_that_are_answered(model, body, valid):
     two, odd = several_signatures("serving_default", "other"), several_signatures("embed", "b")
-    rest = Rest(fake_server({"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd}))
+    pair = serving.Servable(
+        {
+            "serving_default": signature([spec("a"), spec("b")], [spec("y")]),
+            "init": signature([], [spec("done")]),
+        },
+        lambda name, inputs: {"y": inputs["a"]},
+    )
+    models = {"m": FakeServable(), "d": FakeDetector(), "two": two, "odd": odd, "pair": pair}
+    rest = Rest(fake_server(models))
     path = f"/v1/models/{model}:predict"
     asked = rest.get("/openapi.json").json["paths"][path]["post"]
     schema = asked["requestBody"]["content"]["application/json"]["schema"]
     assert jsonschema.Draft202012Validator(schema).is_valid(body) is valid
     assert (rest.post(path, body).status_code == 200) is valid
+    assert "done" not in json.dumps(asked)  # an output of a signature that cannot be called
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (None, 64, 64, 3), (64, 64, 3), (1, 3, 64, 64)])
@@ -721,14 +735,26 @@ def test_the_example_of_a_model_for_large_pictures_is_answered(shape):
     assert rest.post("/v1/models/m:predict", asked["example"]).status_code == 200
 
 
-def test_the_example_of_a_model_for_texts_is_answered():
-    inputs = [spec("line", "DT_STRING", (None,)), spec("c", "DT_STRING", (None, 1))]
-    texts = signature(inputs, [spec("y", "DT_STRING")])
+@pytest.mark.parametrize("shape", [(None, 1), (None, 2), (3,), (), (2, None, 500)])
+def test_the_example_of_a_model_for_texts_is_answered(shape):
+    inputs = [spec("line", "DT_STRING", (None,)), spec("c", "DT_STRING", shape)]
+    texts = signature(inputs, [spec("y", "DT_STRING", shape)])
     model = serving.Servable({"serving_default": texts}, lambda _, inputs: {"y": inputs["c"]})
     rest = Rest(fake_server({"m": model}))
     told = rest.get("/openapi.json").json["paths"]["/v1/models/m:predict"]["post"]["requestBody"]
     example = told["content"]["application/json"]["example"]
-    assert rest.post("/v1/models/m:predict", example).json == {"outputs": [["YOUR_INPUT"]]}
+    filled = np.full([size or 1 for size in shape], "YOUR_INPUT").tolist()
+    assert rest.post("/v1/models/m:predict", example).json == {"outputs": filled}
+    words = shlex.split(rest.get("/v1/client/curl?path=/v2/models/m/infer").text)
+    answer = rest.post("/v2/models/m/infer", words[words.index("-d") + 1])
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_example_of_more_texts_than_people_read_has_one():
+    texts = signature([spec("x", "DT_STRING", (None, 1001))], [spec("y")])
+    rest = Rest(fake_server({"m": serving.Servable({"serving_default": texts}, fail)}))
+    told = rest.get("/openapi.json").json["paths"]["/v1/models/m:predict"]["post"]["requestBody"]
+    assert told["content"]["application/json"]["example"] == {"inputs": [["YOUR_INPUT"]]}
 
 
 def test_a_model_without_a_default_signature_is_asked_by_the_first_that_can_be_called():
@@ -782,7 +808,7 @@ def test_programs_for_calls_that_need_more_than_can_be_made_up():
     code = Rest(fake_server({"t": text})).get("/v1/client/curl?path=/v2/models/t/infer").text
     words = shlex.split(code)
     assert json.loads(words[words.index("-d") + 1])["inputs"] == [
-        {"name": "t", "datatype": "BYTES", "shape": [1, 2], "data": ["YOUR_INPUT"]}
+        {"name": "t", "datatype": "BYTES", "shape": [1, 2], "data": ["YOUR_INPUT"] * 2}
     ]
     code = rest.get("/v1/client/curl?path=/pets/preview?whole=1", headers=key).text
     assert "-F image=@picture.jpg" in code and "/pets/preview?whole=1" in code

@@ -281,6 +281,12 @@ def test_wrong_raw_tensors(dtype, shape, body, text):
     assert peak < 10e6, "nothing is made for sizes that only a header names"
 
 
+@pytest.mark.parametrize("body", [b"1234", b"{}  ", b"{\0\0\0" * 1000, b""])
+def test_a_raw_tensor_needs_its_shape(body):
+    response = rest_of(echo, np.dtype(np.float32)).post(P, body, headers={"X-Tensor-Dtype": "int8"})
+    assert_error(response, 400, "X-Tensor-Shape: expected sizes such as 1,224,224,3, got none")
+
+
 def test_arrays_of_many_rows_without_numbers_are_refused():
     rest, hollow = rest_of(FakeServable), np.empty((10**9, 0), np.float32)
     for save in (lambda file: np.save(file, hollow), lambda file: np.savez(file, x=hollow)):

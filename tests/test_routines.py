@@ -6,6 +6,7 @@ import math
 import re
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
+from decimal import Decimal
 from typing import Literal
 
 import cv2
@@ -295,6 +296,18 @@ def test_histogram_by_confidence(count, seed, arguments):
                 break
     answer = routines.Histogram(**arguments)(tensors)["answer"]["histogram"]
     assert answer["ranges"] == bounds and answer["counts"] == wanted
+
+
+@pytest.mark.parametrize("arguments", [{"bins": 10}, {"ranges": (0.1, 0.3, 0.7, 0.9, 1.0)}])
+def test_a_score_that_reads_as_a_bound_is_in_the_bin_below_it(arguments):
+    texts = [f"0.{number:02}" for number in range(1, 100)]
+    scores = np.array(texts, np.float32)
+    assert [str(score) for score in scores] == [str(float(text)) for text in texts]
+    tensors = {"scores": scores, "names": np.full(99, "a", object)}
+    told = routines.Histogram(**arguments)(tensors)["answer"]["histogram"]
+    bounds = [Decimal(str(bound)) for bound in told["ranges"]]
+    below = [sum(Decimal(text) <= bound for text in texts) for bound in bounds]
+    assert told["counts"]["a"] == np.diff([0, *below]).tolist()
 
 
 def test_names_in_the_histograms_picture_are_escaped():

@@ -5436,10 +5436,17 @@ class ModelManager:
             for model, versions in sorted(self._states.copy().items())
         }
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, which is for good."""
+        return self._ending.is_set()
+
     def unready(self) -> list[str]:
         """Configured models and pipelines that are not available, and deployments that cannot
-        answer, each with its reason where one is known.
+        answer, each with its reason where one is known; after `stop`, only that.
         """
+        if self.stopped:
+            return ["the server is stopping"]
         names = self.config.served_names
         known = self._absent | self._refused
         reasons = {name: f" ({reason})" for name, reason in known.items()}
@@ -9304,9 +9311,12 @@ def create_blueprint(
     `authorize(request)` replaces keys: True, or the caller's name for the log, lets the request
     in; False and None are answered 401. An HTTP error, such as `flask.abort` raises, is answered by
     the server, any other exception by the site's `errorhandler` for its class, else with 500.
-    Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read.
+    Raises ConfigError; FileNotFoundError and other OSErrors when the file cannot be read;
+    ServingError for a ModelServer that was stopped.
     """
     door = Door(as_server(source), authorize)
+    if door.server.manager.stopped:
+        raise ServingError("This server has been stopped: make a new ModelServer")
     door.server._mounted = True
     if eager:
         if door.server.config.models:  # now, so that the site does not import it at the same time
@@ -9419,7 +9429,7 @@ def create_app(
     """The server as a WSGI application of its own, for any WSGI server or `DispatcherMiddleware`.
 
     Models begin to load with the first request that needs them; with `eager`, now: for gunicorn and
-    the like. The server is `app.extensions["serving"]["serving"]`. Raises ConfigError.
+    the like. The server is `app.extensions["serving"]["serving"]`. Raises as `create_blueprint`.
     """
     app = Flask("serving", root_path=str(Path(__file__).parent), static_folder=None)
     blueprint = create_blueprint(source, authorize, eager=eager)
@@ -10264,8 +10274,8 @@ def run(
     """Serve with waitress until SIGTERM, SIGINT, SIGHUP or `stop`; running requests are finished.
 
     `host` and `port` are those of SERVING_HOST and SERVING_PORT by default, else 127.0.0.1 and
-    8501. Raises ConfigError; OSError for an address that cannot be had; ValueError for a
-    SERVING_PORT that is no number.
+    8501. Raises as `create_blueprint`; OSError for an address that cannot be had; ValueError for
+    a SERVING_PORT that is no number.
     """
     if host is None:
         host = os.environ.get("SERVING_HOST") or HOST

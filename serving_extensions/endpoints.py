@@ -158,6 +158,8 @@ def view_endpoint(server: ModelServer, call: Call, endpoint: Endpoint) -> Reply:
 
     Any other GET loads it if needed and says `ready`.
     """
+    if server.manager.stopped:
+        raise ServingError("The server is stopping", "UNAVAILABLE")
     if call.method not in endpoint.methods:
         if call.method != "GET":
             methods = ", ".join(dict.fromkeys(("GET", *endpoint.methods)))

@@ -27,7 +27,7 @@ logger = logging.getLogger("serving")
 
 class Quotas(Known):
     """A table (key name, period, period's start) -> calls. One connection, used under a lock and
-    reopened after a fork.
+    reopened after a fork, after `close`, and when the file has been removed or replaced.
 
     The write-ahead log is not flushed to the disk at each call: counts survive any end of the
     process, but a power loss may take the last calls.
@@ -37,7 +37,8 @@ class Quotas(Known):
         super().__init__(clock)
         self._path = Path(path)
         self._lock = threading.Lock()
-        self._process, self._database = 0, None  # type: int, sqlite3.Connection | None
+        self._database: sqlite3.Connection | None = None
+        self._opened: tuple[int, ...] = ()  # what `_identify` told when it was opened
         self._told: set[str] = set()  # reasons that are already logged
         # The first count makes a missing file, not the reading of a config: `--check` run as root
         # would leave a file that the server may not write.
@@ -45,8 +46,17 @@ class Quotas(Known):
             with self._lock:  # fails if nothing can be counted
                 self._connect().execute("UPDATE calls SET count = count WHERE count < 0")
 
+    def _identify(self) -> tuple[int, ...]:
+        """This process and the file that is now at the path, if there is one."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return (os.getpid(),)
+        return os.getpid(), found.st_dev, found.st_ino
+
     def _connect(self) -> sqlite3.Connection:
-        if self._database is None or self._process != os.getpid():
+        if self._database is None or self._opened != self._identify():
+            self._disconnect()
             database = sqlite3.connect(
                 self._path, timeout=10, isolation_level=None, check_same_thread=False
             )
@@ -56,8 +66,19 @@ class Quotas(Known):
                 "CREATE TABLE IF NOT EXISTS calls (key TEXT, period TEXT, start INTEGER, count "
                 "INTEGER, PRIMARY KEY (key, period, start)) WITHOUT ROWID"
             )
-            self._database, self._process = database, os.getpid()
+            self._database, self._opened = database, self._identify()
         return self._database
+
+    def _disconnect(self) -> None:
+        # For a file that was replaced, SQLite leaves the -wal alone, which is the new file's.
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def close(self) -> None:
+        """Close the connection; whoever counts after that opens a new one."""
+        with self._lock:
+            self._disconnect()
 
     def _ask(self, statement: str, values: tuple) -> list[tuple]:
         """The rows of a statement; raises OSError, and logs each reason once."""
@@ -249,8 +270,14 @@ def describe_quota(store: Any, name: str, quota: Quota) -> dict[str, Any]:
 
 
 def end(server: ModelServer) -> None:
-    if server.config.admin:
-        server.state["quotas"].flush(server.config.auth.quota_store or "")
+    """Write what is pending and close the store; another server that shares it opens it anew."""
+    config = server.config
+    path = config.auth.quota_store or ""
+    if config.admin:
+        server.state["quotas"].flush(path)
+    if config.admin or any(key.quota for key in config.auth.keys):
+        with contextlib.suppress(OSError):  # a store that never opened
+            open_quotas(path).close()
 
 
 EXTENSION = Extension(

@@ -90,6 +90,10 @@ class RedisQuotas(Known):
             self._failed_at = None
         return answer
 
+    def close(self) -> None:
+        """Close the connections that nobody uses; whoever counts after that opens new ones."""
+        self._connect().connection_pool.disconnect(inuse_connections=False)
+
     def take(self, key: str, calls: int, period: str) -> int | None:
         """Count one call of `key`; None if it is within `calls` per `period`, else the seconds
         until the next period begins.

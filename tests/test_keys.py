@@ -588,6 +588,35 @@ def test_a_store_that_fails_later_is_logged_once(tmp_path, caplog):
     assert f"Calls cannot be counted in {tmp_path / 'q'}: " in caplog.text
 
 
+def test_a_stopped_server_leaves_a_store_that_may_be_removed(tmp_path):
+    auth = {
+        "keys": [key_entry("a", "k", quota={"calls": 1, "period": "day"})],
+        "quota_store": str(tmp_path / "q"),
+    }
+    for _ in range(2):
+        server = fake_server(
+            {"d": FakeDetector()}, deployments=[{"id": "d", "model": "d"}], auth=auth
+        )
+        rest = Rest(server)
+        statuses = [rest.post("/predict", PICTURE, headers=bearer("k")).status_code for _ in "12"]
+        assert statuses == [200, 429]
+        server.stop()
+        # SQLite removes the -wal and the -shm with the last connection.
+        assert os.listdir(tmp_path) == ["q"]
+        (tmp_path / "q").unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")
+def test_a_store_that_is_removed_while_it_counts_begins_anew(tmp_path):
+    store = quotas.Quotas(tmp_path / "q")
+    for _ in range(2):
+        assert [store.take("a", 2, "day") is None for _ in range(3)] == [True, True, False]
+        with contextlib.closing(sqlite3.connect(tmp_path / "q")) as database:
+            assert database.execute("SELECT key, count FROM calls").fetchall() == [("a", 2)]
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
 @pytest.mark.parametrize("command", ["--check", "--doctor"])
 def test_who_looks_at_a_config_makes_no_quota_store(tmp_path, command, monkeypatch):
     monkeypatch.setattr("serving_extensions.doctor.probe_tensorflow", lambda: {"problem": "none"})

@@ -547,10 +547,10 @@ def test_loader_survives_whatever_a_model_raises():
 
 def test_stop_frees_every_model_and_refuses_reloads():
     server = serve(Disk(m=[1, 2]), model_version_policy={"all": {}})
-    servables = list(server.manager.available["m"].versions.values())
+    servables, rest = list(server.manager.available["m"].versions.values()), Rest(server)
     server.stop()
     assert all(servable.closed for servable in servables)
-    assert_error(Rest(server).post("/v1/config/reload"), 503, "The server is stopping")
+    assert_error(rest.post("/v1/config/reload"), 503, "The server is stopping")
 
 
 def test_fields_without_effect_are_named_once_in_the_log(caplog):

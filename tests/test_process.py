@@ -267,6 +267,29 @@ def test_a_stopped_server_says_so_and_loads_nothing():
         fake.predict("m", {"instances": [[1.0]]})
 
 
+def test_a_mounted_server_that_is_stopped_says_so_at_each_url():
+    server = fake_server({"m": FakeServable()})
+    server.endpoint("/f")(lambda value: value)
+    client, key = serving.create_app(server).test_client(), {"x-api-key": server.generated_key}
+    calls = [("GET", "/readyz"), ("POST", "/v1/models/m:predict"), ("POST", "/f"), ("GET", "/f")]
+    for status in (200, 503):
+        for method, url in calls:
+            answer = client.open(url, method=method, json={"instances": [[1.0]]}, headers=key)
+            assert answer.status_code == status, (method, url)
+            assert status == 200 or "he server is stopping" in answer.json["error"]
+        server.stop()
+
+
+@pytest.mark.parametrize("begin", ["create_blueprint", "create_app", "run"])
+def test_a_stopped_server_does_not_begin_again(begin):
+    server, ended = serving.ModelServer({"model_config_list": []}), threading.Event()
+    server.stop()
+    ended.set()
+    options = {"port": 0, "stop": ended} if begin == "run" else {}
+    with pytest.raises(serving.ServingError, match="has been stopped: make a new ModelServer"):
+        getattr(serving, begin)(server, **options)
+
+
 # --- a process of our own ---------------------------------------------------------------------------------
 
 

@@ -268,6 +268,14 @@ def test_unix_socket(redis):
     assert quotas.open_quotas(f"unix://{redis.socket}?password={PASSWORD}") is store
 
 
+def test_a_closed_store_has_no_connection_and_counts_on(redis):
+    store = RedisQuotas(redis.url)
+    assert store.take("a", 2, "day") is None and "cmd=eval" in redis.read("client", "list")
+    store.close()
+    assert "cmd=eval" not in redis.read("client", "list")
+    assert [store.take("a", 2, "day") is None for _ in range(2)] == [True, False]
+
+
 def test_tls(tmp_path):
     write_certificate(tmp_path)
     port = free_port()

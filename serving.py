@@ -9110,7 +9110,10 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
 
     Adds to `vary` the request headers that the answer depends on.
     """
-    if replied.content_type not in COMPRESSIBLE:
+    is_packed = any(
+        name.lower() == "content-encoding" for name, _ in replied.headers
+    )  # a handler's
+    if replied.content_type not in COMPRESSIBLE or is_packed:
         return replied
     vary.append("Accept-Encoding")
     if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:

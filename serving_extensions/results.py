@@ -135,6 +135,7 @@ MESSAGE_HEADERS = {
     "connection",
     "date",
     "server",
+    "x-request-id",
 }
 
 

@@ -952,8 +952,13 @@ def test_the_own_time_out_of_a_handler_is_no_deadline(tmp_path):
 VIEWS = """
 import asyncio
 import flask
+import gzip
 import time
 from pathlib import Path
+
+def packed(inputs):
+    headers = {"Content-Encoding": "gzip", "X-Request-Id": "mine"}
+    return flask.Response(gzip.compress(b"1" * inputs, 0), 200, headers, mimetype="application/json")
 
 def missing(inputs):
     return {"error": f"there is no {inputs}"}, 404, {"X-Missing": "yes"}
@@ -1013,7 +1018,7 @@ def floods(inputs):
     while True:
         yield b"x" * 100_000
 """
-NAMES = ("missing", "response", "later", "stream", "gathered", "breaks", "fails")
+NAMES = ("missing", "packed", "response", "later", "stream", "gathered", "breaks", "fails")
 NAMES += ("floods", "drips", "ticks", "told")
 
 
@@ -1061,6 +1066,12 @@ def test_a_handler_answers_with_a_response(views):
     answer = call_view(views, "response")
     assert (answer.status_code, answer.text, answer.headers["X-A"]) == (203, "<b>", "b")
     assert answer.headers["Content-Type"] == "text/html"
+
+
+def test_an_answer_that_a_handler_has_compressed_is_not_compressed_again(views):
+    answer = call_view(views, "packed", 100_000)
+    assert answer.headers["Content-Encoding"] == "gzip" and answer.text == "1" * 100_000
+    assert "mine" not in answer.headers["X-Request-Id"]
 
 
 def test_an_async_handler(views):

@@ -461,8 +461,10 @@ def test_a_body_that_a_hook_has_used_up_is_an_error_that_says_so(server, look):
 def test_a_body_that_flask_keeps_is_there_after_a_hook_that_reads_forms(server):
     site = flask.Flask("site")
     site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
-    site.before_request(lambda: flask.request.get_data() and None)
-    site.before_request(lambda: flask.request.form and None)
+    site.before_request(lambda: (flask.request.get_data(), None)[1])
+    site.before_request(lambda: (flask.request.form, None)[1])
+    site.add_url_rule("/page", "page", lambda: "the site's own")
+    assert site.test_client().get("/page").text == "the site's own"
     response = site.test_client().post("/ml/v1/models/m:predict", headers=FORM, **PREDICT)
     assert response.json == ANSWER
 

@@ -36,7 +36,7 @@ from .core import (
     reached_by,
 )
 from .lane import Lane
-from .queueing import Dispatcher, Gate, TooMuch, task_of
+from .queueing import Dispatcher, Gate, TooMuch, refuse, task_of
 
 logger = logging.getLogger("serving")
 
@@ -131,7 +131,7 @@ class Parser(HTTPRequestParser):
             self.error = RequestEntityTooLarge(f"exceeds server.max_queued_bytes of {most}")
             self.completed = True
         elif reason := self.front.no_room():
-            self.error, self.completed = TooMuch(reason), True
+            self.error, self.completed = TooMuch(refuse(self.front, self, reason)), True
 
 
 def check_framing(lengths: list[bytes], codings: list[bytes], version: str) -> None:
@@ -529,8 +529,10 @@ class Front(Waitress):
         """The line in which a request waits: its route's line, or the model or handler that it
         reaches.
         """
+        if request.error or request.command.upper() == "OPTIONS":  # a preflight asks no model
+            return "health"
         if found is None:
-            return "health" if request.error else "other"
+            return "other"
         return found.route.line or reached_by(self.server, found)
 
     # --- what is held ---------------------------------------------------------------------------

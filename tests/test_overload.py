@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -205,6 +206,24 @@ def test_a_body_that_alone_is_more_than_may_be_held_is_never_to_be_sent_again(ch
         assert answer.status_code == 413 and "Retry-After" not in answer.headers
         assert "exceeds server.max_queued_bytes of 3145728" in answer.text
         assert not server.refused
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_exactly_the_most_bytes_is_taken_and_the_next_is_told_the_limit(chunked):
+    body = json.dumps({"instances": [[1.0]]}).encode()
+
+    def sent(body):
+        url = f"{address}/v1/models/m:predict"
+        return requests.post(url, iter([body]) if chunked else body, timeout=30)
+
+    # what frames the chunks counts, too
+    most = len(body) + (len(b"16\r\n\r\n0\r\n\r\n") if chunked else 0)
+    with serve({"m": FakeServable()}, max_request_bytes=most) as (_, address):
+        assert sent(body).json() == {"predictions": [[1.5]]}
+        refused = sent(body + b" ")
+        assert refused.status_code == 413
+        assert f"exceeds server.max_request_bytes of {most}\r" in refused.text
+        assert f"exceeds server.max_request_bytes of {most}\r" in sent(b" " * 100).text
 
 
 # --- deadlines --------------------------------------------------------------------------------------------

@@ -10199,9 +10199,10 @@ def listen(server: ModelServer, app: Callable[..., Any], host: str, port: int) -
         "ident": "serving",
         # waitress counts its own sockets
         "connection_limit": min(options.connection_limit, limit) + 4,
-        "max_request_body_size": options.max_request_bytes,
+        # waitress refuses bodies from this size on
+        "max_request_body_size": options.max_request_bytes + 1,
         # bodies stay in memory, and out of temporary files
-        "inbuf_overflow": options.max_request_bytes,
+        "inbuf_overflow": options.max_request_bytes + 1,
         "recv_bytes": 1 << 20,
         "outbuf_overflow": 64 << 20,
         "outbuf_high_watermark": 64 << 20,

@@ -36,7 +36,7 @@ from .core import (
     reached_by,
 )
 from .lane import Lane
-from .queueing import Dispatcher, Gate, TooMuch, task_of
+from .queueing import Dispatcher, Gate, TooMuch, refuse, task_of
 
 logger = logging.getLogger("serving")
 
@@ -80,6 +80,10 @@ class Parser(HTTPRequestParser):
         consumed = super().received(data)
         if self.error:  # the error is answered now; the client is not asked to continue
             self.expect_continue = False
+        if isinstance(self.error, RequestEntityTooLarge):  # waitress names an option of its own
+            most = self.adj.max_request_body_size
+            own, ours = f"max_body of {most}", f"server.max_request_bytes of {most - 1}"
+            self.error.body = self.error.body.replace(own, ours)
         came = self.body_bytes_received
         since = 0 if self.completed else self.checked  # once more when it is complete
         if self.chunked and not self.error and came > since + LARGE_BODY:
@@ -116,7 +120,7 @@ class Parser(HTTPRequestParser):
             if len(options) > 1 and "close" in options:  # it is a list (RFC 9110, 7.6.1)
                 self.connection_close, self.headers["CONNECTION"] = True, "close"
         if self.chunked:
-            most = self.adj.max_request_body_size
+            most = self.adj.max_request_body_size - 1
             self.body_rcv = Chunks(self.body_rcv.getbuf(), most)
         elif not self.content_length:  # no body: waitress would read the next head as the body
             self.expect_continue = False
@@ -131,7 +135,7 @@ class Parser(HTTPRequestParser):
             self.error = RequestEntityTooLarge(f"exceeds server.max_queued_bytes of {most}")
             self.completed = True
         elif reason := self.front.no_room():
-            self.error, self.completed = TooMuch(reason), True
+            self.error, self.completed = TooMuch(refuse(self.front, self, reason)), True
 
 
 def check_framing(lengths: list[bytes], codings: list[bytes], version: str) -> None:
@@ -191,7 +195,7 @@ class Chunks(ChunkedReceiver):
         if len(self.control_line) > HEAD_BYTES or len(self.trailer) > HEAD_BYTES:
             return BadRequest(f"Chunk size or trailer exceeds {HEAD_BYTES} bytes")
         if self.chunk_remainder > self.most:
-            return RequestEntityTooLarge(f"exceeds max_body of {self.most}")
+            return RequestEntityTooLarge(f"exceeds server.max_request_bytes of {self.most}")
         if BARE_LINE_FEED.search(self.trailer) or BARE_LINE_FEED.search(self.control_line):
             return BadRequest("Bare LF found in chunks")
         if not self.completed or self.trailer == b"\r":  # empty: its CR LF was split in two
@@ -529,8 +533,10 @@ class Front(Waitress):
         """The line in which a request waits: its route's line, or the model or handler that it
         reaches.
         """
+        if request.error or request.command.upper() == "OPTIONS":  # a preflight asks no model
+            return "health"
         if found is None:
-            return "health" if request.error else "other"
+            return "other"
         return found.route.line or reached_by(self.server, found)
 
     # --- what is held ---------------------------------------------------------------------------

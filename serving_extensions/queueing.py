@@ -12,7 +12,6 @@ Lines of `KEPT` (health, metrics and the page; states) never wait behind other l
 import collections
 import email.utils
 import functools
-import json
 import logging
 import operator
 import re
@@ -24,7 +23,17 @@ from typing import Any
 from waitress.task import Task, WSGITask
 from waitress.utilities import Error
 
-from .core import ServingError, log_safely, request_id_of, start_thread, status_line
+from .core import (
+    BARE,
+    Call,
+    ServingError,
+    dress,
+    log_safely,
+    path_of,
+    start_thread,
+    status_line,
+    to_reply,
+)
 
 logger = logging.getLogger("serving")
 
@@ -241,29 +250,27 @@ class Gate:
 
 
 class TooMuch(Error):
-    """waitress's error for a body for which the other requests' bodies leave no room."""
+    """waitress's error for a body for which the other requests' bodies leave no room; its own body
+    is the whole refusal.
+    """
 
     code, reason = 503, "Service Unavailable"
 
     def to_response(self, ident: Any = None) -> tuple[str, list[tuple[str, str]], bytes]:
-        return refuse(self.body, None)
+        return self.body
 
 
 def refuse(
-    reason: str, request_id: str | None, seconds: float = 0.0
+    front: Any, request: Any, reason: str, turn: Any = None
 ) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Status, headers and body of a refusal; `request_id` is the client's, `seconds` the time since
-    the request was complete.
-    """
-    body = json.dumps({"error": f"The server is busy: {reason}. Try again in a moment"}).encode()
-    headers = [
-        ("Content-Type", "application/json"),
-        ("Retry-After", "1"),
-        ("Content-Length", str(len(body))),
-        ("X-Request-Id", request_id_of(request_id)),
-        ("Server-Timing", f"total;dur={1e3 * seconds:.3f}"),
-    ]
-    return "503 Service Unavailable", headers, body
+    """Status, headers and body of a request's refusal, in the form of its URL's other errors."""
+    environ = {f"HTTP_{name}": value for name, value in request.headers.items()}
+    environ |= {"REQUEST_METHOD": request.command, "serving.turn": turn}
+    call, found = Call(environ, path_of(request.request_uri)), front.find(request)
+    text = f"The server is busy: {reason}. Try again in a moment"
+    replied = to_reply(ServingError(text, "UNAVAILABLE"), call, found.envelope if found else BARE)
+    replied = dress(front.server, call, replied)
+    return status_line(replied.status), replied.head(), replied.body
 
 
 def task_of(channel: Any, request: Any) -> Task:
@@ -325,11 +332,8 @@ class RefusalTask(Task):
     complete = True
 
     def execute(self) -> None:
-        self.status, headers, body = refuse(
-            self.request.refused,
-            self.request.headers.get("X_REQUEST_ID"),
-            time.perf_counter() - (self.channel.turn.queued or time.perf_counter()),
-        )
-        self.response_headers.extend(headers)
+        request, channel = self.request, self.channel
+        answer = refuse(channel.front, request, request.refused, channel.turn)
+        self.status, self.response_headers, body = answer
         self.content_length = len(body)
-        self.write(body)
+        self.write(b"" if request.command.upper() == "HEAD" else body)

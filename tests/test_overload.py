@@ -170,12 +170,14 @@ def test_bodies_beyond_the_memory_there_is_for_them_are_turned_away():
         until(lambda: slow.begun)
         with raw(address) as connection:
             connection.sendall(
-                b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n"
+                b"POST /v1/models/slow:predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: r-3\r\n"
+                b"Content-Length: 2097152\r\n\r\n"
             )
             answer = read_all(connection)
         assert (
             answer.startswith(b"HTTP/1.1 503 ")
             and b"Retry-After: 1\r\n" in answer
+            and b"X-Request-Id: r-3\r\n" in answer
             and b"other requests use all the memory" in answer
         )
         assert server.refused == {"bytes": 1}
@@ -204,6 +206,24 @@ def test_a_body_that_alone_is_more_than_may_be_held_is_never_to_be_sent_again(ch
         assert answer.status_code == 413 and "Retry-After" not in answer.headers
         assert "exceeds server.max_queued_bytes of 3145728" in answer.text
         assert not server.refused
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_exactly_the_most_bytes_is_taken_and_the_next_is_told_the_limit(chunked):
+    body = json.dumps({"instances": [[1.0]]}).encode()
+
+    def sent(body):
+        url = f"{address}/v1/models/m:predict"
+        return requests.post(url, iter([body]) if chunked else body, timeout=30)
+
+    # what frames the chunks counts, too
+    most = len(body) + (len(b"16\r\n\r\n0\r\n\r\n") if chunked else 0)
+    with serve({"m": FakeServable()}, max_request_bytes=most) as (_, address):
+        assert sent(body).json() == {"predictions": [[1.5]]}
+        refused = sent(body + b" ")
+        assert refused.status_code == 413
+        assert f"exceeds server.max_request_bytes of {most}\r" in refused.text
+        assert f"exceeds server.max_request_bytes of {most}\r" in sent(b" " * 100).text
 
 
 # --- deadlines --------------------------------------------------------------------------------------------
@@ -421,6 +441,8 @@ def test_a_client_that_does_not_read_its_answer_blocks_nobody():
         ("/v1/models/m", "GET", "state"),
         ("/v1/config", "GET", "state"),
         ("/livez", "GET", "health"),
+        ("/predict", "OPTIONS", "health"),
+        ("/alice/caption", "OPTIONS", "health"),
         ("/v2/health/ready", "HEAD", "health"),
         ("/metrics", "GET", "health"),
         ("/stats", "GET", "health"),
@@ -563,13 +585,59 @@ def test_who_waits_for_a_model_to_load_does_not_make_its_line_look_slow():
         } == {200}
 
 
-def test_refusals_are_json():
-    status, headers, body = queueing.refuse("so it is", "r-2")
-    assert (
-        dict(headers)["X-Request-Id"] == "r-2"
-        and len(dict(queueing.refuse("so", "no\nid")[1])["X-Request-Id"]) == 16
+ORIGIN = "https://shop.example"
+AT_ONCE = {"max_queued_requests": 1, "threads": 2, "file_system_poll_wait_seconds": 0}
+
+
+@contextlib.contextmanager
+def full(monkeypatch):
+    """The address of a server with a model, a deployment and a hub handler; `fill()` fills it."""
+    server = fake_server(
+        {"m": FakeServable()},
+        deployments=[{"id": "ssd", "model": "m"}],
+        server={**AT_ONCE, "cors_origins": [ORIGIN]},
     )
-    assert status == "503 Service Unavailable" and json.loads(body)["error"].startswith(
-        "The server is busy: so it is"
-    )
-    assert dict(headers)["Content-Length"] == str(len(body))
+    server.endpoint("/alice/caption", envelope="hub")(lambda inputs: inputs)
+
+    def refusal(gate, line):
+        return None if line in queueing.KEPT else "so it is"
+
+    with listening(server) as address:
+        yield address, lambda: monkeypatch.setattr(queueing.Gate, "refusal", refusal)
+
+
+def form_of(value):
+    return {name: form_of(one) for name, one in value.items()} if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize(
+    "path", ["/predict", "/ssd/predict", "/alice/caption", "/v1/models/m:predict", "/nowhere"]
+)
+def test_a_refusal_has_the_form_and_the_headers_of_its_urls_other_errors(monkeypatch, path):
+    given = {"Origin": ORIGIN, "X-Request-Id": "r-1"}
+    with full(monkeypatch) as (address, fill):
+        other = requests.post(address + path, b"{", headers=given, timeout=30)
+        fill()
+        refused = requests.post(address + path, b"{", headers=given, timeout=30)
+        asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+        preflight = requests.options(address + path, headers=asked, timeout=30)
+    assert 400 <= other.status_code < 500 and refused.status_code == 503
+    assert form_of(refused.json()) == form_of(other.json())
+    assert "The server is busy: so it is. Try again in a moment" in refused.text
+    told = "Access-Control-Allow-Origin", "Timing-Allow-Origin", "Vary", "X-Request-Id"
+    for name in (*told, "Content-Type"):
+        assert refused.headers[name] == other.headers[name]
+    assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
+    exposed = refused.headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"Retry-After", "X-Request-Id", "Server-Timing"} <= set(exposed)
+    assert preflight.ok and preflight.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+def test_a_refused_head_has_no_body_that_the_next_answer_would_follow(monkeypatch):
+    with full(monkeypatch) as (address, fill), raw(address) as connection:
+        fill()
+        connection.sendall(b"HEAD /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: b"\r\n\r\n" in connection.recv(1 << 16, socket.MSG_PEEK))
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        refused, _, rest = read_all(connection).partition(b"\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 503 ") and rest.startswith(b"HTTP/1.1 200 ")

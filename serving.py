@@ -8127,16 +8127,24 @@ def is_operators(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and in_main
 
 
-def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
+CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "identity": ""}
+
+
+def read_body(
+    server: ModelServer, call: Call, limit: int | None = None, lenient: bool = False
+) -> bytes:
     """The request's body whatever its content type says, unpacked if it is gzip or deflate.
 
-    413 beyond `limit` bytes.
+    ServingError 413 beyond `limit` bytes, 415 for other codings; `lenient` takes those as plain.
     """
     limits = server.config.server
+    said = call.header("Content-Encoding").strip().lower()
+    if lenient:  # as TensorFlow Serving, which only looks for the word
+        known = next((one for one in ("gzip", "deflate") if one in said), "")
+    elif (known := CODINGS.get(said or "identity")) is None:
+        text = f"Content-Encoding: expected one of {', '.join(CODINGS)}, got {said[:60]!r}"
+        raise ServingError(text, status=415, headers={"Accept-Encoding": "gzip, deflate"})
     data = call.read(limit or server.max_request_bytes)
-    if not (coding := call.header("Content-Encoding").lower()):
-        return data
-    known = next((one for one in ("gzip", "deflate") if one in coding), None)
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
@@ -8144,7 +8152,7 @@ PLAIN_BYTES = 2000  # a JSON body from this size on is searched for large arrays
 
 
 def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
-    body = read_body(server, call)
+    body = read_body(server, call, lenient=True)
     about = {**which, "allowance": call.allowance, "trace": call.trace}
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), **about))

@@ -263,6 +263,14 @@ def test_a_form_may_be_packed(pets):
     assert response.json == post(pets, image_bytes(PICTURE)).json
 
 
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "gzip, gzip"])
+def test_a_coding_that_cannot_be_undone_is_refused(pets, coding):
+    answer = post(pets, image_bytes(PICTURE), headers={"Content-Encoding": coding})
+    wanted = "Content-Encoding: expected one of gzip, x-gzip, deflate, identity, got "
+    assert_error(answer, 415, wanted + repr(coding))
+    assert answer.headers["Accept-Encoding"] == "gzip, deflate"  # RFC 9110, 12.5.3
+
+
 @pytest.mark.parametrize("how_sent", ["json", "flat", "multipart", "query"])
 def test_every_way_to_send_routines(pets, how_sent):
     chain, data = (

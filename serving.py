@@ -8139,6 +8139,7 @@ def read_body(
     """
     limits = server.config.server
     said = call.header("Content-Encoding").strip().lower()
+    known: str | None
     if lenient:  # as TensorFlow Serving, which only looks for the word
         known = next((one for one in ("gzip", "deflate") if one in said), "")
     elif (known := CODINGS.get(said or "identity")) is None:
@@ -8314,8 +8315,9 @@ def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
         return parser.parse(io.BytesIO(body), boundary.encode(), len(body))
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
-    except ValueError as error:
-        raise BadRequest(f"multipart: {error}") from None
+    except ValueError:
+        text = "the body is not a whole form with the boundary of the content type"
+        raise BadRequest(f"multipart: {text}") from None
 
 
 def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
@@ -8365,7 +8367,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
 
 
 # a body that does not match is taken for a picture
-MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
+MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"0-9]|-(?!-)|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
 def read_query_routines(call: Call) -> Any:

@@ -8127,16 +8127,25 @@ def is_operators(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and in_main
 
 
-def read_body(server: ModelServer, call: Call, limit: int | None = None) -> bytes:
+CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "identity": ""}
+
+
+def read_body(
+    server: ModelServer, call: Call, limit: int | None = None, lenient: bool = False
+) -> bytes:
     """The request's body whatever its content type says, unpacked if it is gzip or deflate.
 
-    413 beyond `limit` bytes.
+    ServingError 413 beyond `limit` bytes, 415 for other codings; `lenient` takes those as plain.
     """
     limits = server.config.server
+    said = call.header("Content-Encoding").strip().lower()
+    known: str | None
+    if lenient:  # as TensorFlow Serving, which only looks for the word
+        known = next((one for one in ("gzip", "deflate") if one in said), "")
+    elif (known := CODINGS.get(said or "identity")) is None:
+        text = f"Content-Encoding: expected one of {', '.join(CODINGS)}, got {said[:60]!r}"
+        raise ServingError(text, status=415, headers={"Accept-Encoding": "gzip, deflate"})
     data = call.read(limit or server.max_request_bytes)
-    if not (coding := call.header("Content-Encoding").lower()):
-        return data
-    known = next((one for one in ("gzip", "deflate") if one in coding), None)
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data
 
 
@@ -8144,7 +8153,7 @@ PLAIN_BYTES = 2000  # a JSON body from this size on is searched for large arrays
 
 
 def view_infer(server: ModelServer, call: Call, model: str, verb: str, **which: Any) -> Reply:
-    body = read_body(server, call)
+    body = read_body(server, call, lenient=True)
     about = {**which, "allowance": call.allowance, "trace": call.trace}
     if verb != "predict":
         return reply(getattr(server, verb)(model, parse_json(body), **about))
@@ -8306,8 +8315,9 @@ def parse_form(call: Call, body: bytes) -> tuple[MultiDict, MultiDict]:
         return parser.parse(io.BytesIO(body), boundary.encode(), len(body))
     except RequestEntityTooLarge:  # by its parts
         raise ServingError("multipart: the form has more than 1000 parts", status=413) from None
-    except ValueError as error:
-        raise BadRequest(f"multipart: {error}") from None
+    except ValueError:
+        text = "the body is not a whole form with the boundary of the content type"
+        raise BadRequest(f"multipart: {text}") from None
 
 
 def read_form(call: Call, body: bytes, limits: Any) -> tuple[np.ndarray | list[np.ndarray], Any]:
@@ -8357,7 +8367,7 @@ def read_files(files: Sequence[Any], limits: Any) -> np.ndarray | list[np.ndarra
 
 
 # a body that does not match is taken for a picture
-MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"\-0-9]|true|false|null|NaN|Inf|\xef\xbb\xbf)")
+MAY_BE_JSON = re.compile(rb"\s*(?:[\[\"0-9]|-(?!-)|true|false|null|NaN|Inf|\xef\xbb\xbf)")
 
 
 def read_query_routines(call: Call) -> Any:

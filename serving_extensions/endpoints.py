@@ -16,6 +16,7 @@ from .core import (
     FULL,
     HANDLER_PATH,
     HUB,
+    BadRequest,
     Call,
     Config,
     ConfigError,
@@ -254,6 +255,8 @@ def try_import(handler: Handler, again: bool) -> None:
 def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
     """A request's body for the function: the JSON value out of its envelope, None without a body,
     a form's parts, or bytes if the content type (or, lacking one, the body) is not JSON.
+
+    Raises BadRequest for JSON that is wrong or not UTF-8.
     """
     body, kind = read_body(server, call), call.mimetype
     if kind == "multipart/form-data":
@@ -261,8 +264,18 @@ def read_value(server: ModelServer, call: Call, envelope: Envelope) -> Any:
     # curl declares a form for all -d bodies, and no type for -T
     unknown = kind in ("", "application/x-www-form-urlencoded")
     if kind.endswith("json") or unknown and IS_JSON.match(body):
+        require_utf8(body)
         return envelope.unwrap(parse_json(body)) if body else None
     return body
+
+
+def require_utf8(body: bytes) -> None:
+    """Refuse what RFC 8259 (8.1) does; `parse_json` keeps such bytes, as `:predict` needs it."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        wrong = f"0x{body[error.start]:02X} at offset {error.start}"
+        raise BadRequest(f"body: expected JSON in UTF-8, got the byte {wrong}") from None
 
 
 # An object, a list or a string begins; or the whole is a number, a word or empty.

@@ -175,6 +175,14 @@ def test_broken_json_is_told_where_no_content_type_says_what_it_is(tmp_path, kin
     assert_error(answer, 400, "JSON Parse error...")
 
 
+@pytest.mark.parametrize("charset", ["", "; charset=iso-8859-1"], ids=["none", "latin-1"])
+def test_json_that_is_not_utf8_is_the_clients_fault(tmp_path, charset):
+    answer = serve(tmp_path, "echo").post(
+        "/f/echo", b'"\xe9t\xe9"', headers=KEY, content_type="application/json" + charset
+    )
+    assert_error(answer, 400, "body: expected JSON in UTF-8, got the byte 0xE9 at offset 1")
+
+
 PNG = b"\x89PNG\r\n\x1a\n\0\xff"
 
 

@@ -182,7 +182,7 @@ def form_of(parts):
             "multipart: expected a picture..., got: None, None",
         ),
         (FORM, [("name=image", b"a caption")], "not an image of a known format..."),
-        (FORM.replace("Xx", "xX"), [SENT], "multipart: Invalid form-data..."),
+        (FORM.replace("Xx", "xX"), [SENT], "multipart: the body is not a whole form..."),
     ],
 )
 def test_wrong_forms_say_what_is_wrong(content_type, parts, text):
@@ -261,6 +261,23 @@ def test_a_form_may_be_packed(pets):
         content_type=form.headers["Content-Type"],
     )
     assert response.json == post(pets, image_bytes(PICTURE)).json
+
+
+def test_a_damaged_form_is_told_as_a_form(pets):
+    form = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nx'
+    answer = post(pets, form, content_type="multipart/form-data; boundary=other")
+    text = "multipart: the body is not a whole form with the boundary of the content type"
+    assert_error(answer, 400, text)
+    undeclared = post(pets, form, content_type="application/octet-stream")
+    assert undeclared.status_code == 400 and "JSON" not in undeclared.json["error"]
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "gzip, gzip"])
+def test_a_coding_that_cannot_be_undone_is_refused(pets, coding):
+    answer = post(pets, image_bytes(PICTURE), headers={"Content-Encoding": coding})
+    wanted = "Content-Encoding: expected one of gzip, x-gzip, deflate, identity, got "
+    assert_error(answer, 415, wanted + repr(coding))
+    assert answer.headers["Accept-Encoding"] == "gzip, deflate"  # RFC 9110, 12.5.3
 
 
 @pytest.mark.parametrize("how_sent", ["json", "flat", "multipart", "query"])

@@ -592,6 +592,11 @@ def test_gzip_body_is_read(server):
     assert json.loads(response.data) == {"predictions": [[3.0]]}
 
 
+def test_a_coding_without_gzip_is_taken_as_plain_by_predict(server):
+    answer = Rest(server).post(P, '{"instances": [[4]]}', headers={"Content-Encoding": "br"})
+    assert answer.json == {"predictions": [[3.0]]}
+
+
 def test_large_body_is_refused():
     server = fake_server({"one": FakeServable()}, server={"max_request_bytes": 10})
     assert_error(

@@ -8128,6 +8128,7 @@ def is_operators(error: BaseException) -> bool:
 
 
 CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "identity": ""}
+CODINGS["utf-8"] = ""  # no coding, but some clients send it where they mean a charset
 
 
 def read_body(
@@ -8139,11 +8140,11 @@ def read_body(
     """
     limits = server.config.server
     said = call.header("Content-Encoding").strip().lower()
-    known: str | None
-    if lenient:  # as TensorFlow Serving, which only looks for the word
+    known: str | None = ""
+    if said and lenient:  # as TensorFlow Serving, which only looks for the word
         known = next((one for one in ("gzip", "deflate") if one in said), "")
-    elif (known := CODINGS.get(said or "identity")) is None:
-        text = f"Content-Encoding: expected one of {', '.join(CODINGS)}, got {said[:60]!r}"
+    elif said and (known := CODINGS.get(said)) is None:
+        text = f"Content-Encoding: expected gzip, deflate or identity, got {said[:60]!r}"
         raise ServingError(text, status=415, headers={"Accept-Encoding": "gzip, deflate"})
     data = call.read(limit or server.max_request_bytes)
     return unpack_body(data, known, limits.max_unpacked_bytes, call.allowance) if known else data

@@ -8754,11 +8754,20 @@ def routes_of(extensions: tuple[Extension, ...]) -> tuple[Route, ...]:
     return (*ROUTES, *(row for extension in extensions for row in extension.routes))
 
 
+OF_TF_SERVING = "/v1/"
+
+
 @functools.lru_cache(512)  # `find_known` bypasses the cache for long paths
 def match_route(extensions: tuple[Extension, ...], method: str, path: str) -> Found | None:
-    """The first row that matches; raises BadRequest for a version over 63 bits."""
+    """The first row that matches; raises BadRequest for a version over 63 bits.
+
+    HEAD matches what GET does (RFC 9110, 9.1), but not at TensorFlow Serving's URLs, as there.
+    """
+    is_head = method == "HEAD" and not path.lower().startswith(OF_TF_SERVING)
     for route in routes_of(extensions):
-        match = route.pattern.fullmatch(path) if method in route.methods else None
+        match = None
+        if method in route.methods or is_head and "GET" in route.methods:
+            match = route.pattern.fullmatch(path)
         if match is None:
             continue
         arguments: dict[str, Any] = {

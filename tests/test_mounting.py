@@ -152,6 +152,10 @@ def test_health_needs_no_model(how):
     client = Rest(fake_server({}), how)
     for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
         assert client.get(path).status_code == client.open(path, method="HEAD").status_code == 200
+    for path in ("/openapi.json", "/stats?window=5m", "/v2", "/metrics"):  # RFC 9110, 9.1
+        asked = client.open(path, method="HEAD")
+        assert (asked.status_code, asked.data) == (200, b"")
+        assert asked.content_type == client.get(path).content_type
     assert client.get("/v2/health/live").json["live"] is True
     assert client.get("/v2/health/ready").json["ready"] is True
 

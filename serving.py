@@ -7155,7 +7155,7 @@ class ModelServer:
         self.waiting: Any = ()  # the requests that wait for a thread; only its length is used
         self.place_of: Callable[[str], int | None] = lambda request_id: None  # place in the queue
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
-        self.not_called: list[list[tuple[str, str]]] = []  # what each of those would have called
+        self.not_called: Counter[tuple[str, str]] = Counter()  # ... by what they would call
         self.max_request_bytes = config.server.max_request_bytes  # of the start, as in waitress
         self._mounted = self.says_key = False  # the app is built; `run` prints the generated key
         self.mounts: list[weakref.ref[Callable[[], None]]] = []  # each adds a config's URLs
@@ -8127,8 +8127,8 @@ def is_operators(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and in_main
 
 
-CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "identity": ""}
-CODINGS["utf-8"] = ""  # no coding, but some clients send it where they mean a charset
+# utf-8 is no coding, but some clients send it where they mean a charset
+CODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "identity": "", "utf-8": ""}
 
 
 def read_body(
@@ -8871,13 +8871,19 @@ def deployment_of(server: ModelServer, found: Found) -> Deployment | None:
 
 
 def called_by(server: ModelServer, found: Found | None) -> list[tuple[str, str]]:
-    """Kind and name of the model, deployment or handler that a URL calls, those that exist."""
+    """Kind and name of the model, deployment or handler that a URL calls, those that exist, and of
+    all that are called.
+    """
     if found is None or not found.route.infers:
         return []
     name, deployment = reached_by(server, found), deployment_of(server, found)
     kind = "handler" if "endpoint" in found.arguments else "model"
-    called = [(kind, name)] if kind == "handler" or name in server.manager.available else []
-    return [*called, ("deployment", deployment.id)] if deployment else called
+    called = [("all", "")]
+    if kind == "handler" or name in server.manager.available:
+        called.append((kind, name))
+    if deployment:
+        called.append(("deployment", deployment.id))
+    return called
 
 
 @dataclass(frozen=True)
@@ -9130,10 +9136,8 @@ def compress(call: Call, replied: Reply, vary: list[str]) -> Reply:
 
     Adds to `vary` the request headers that the answer depends on.
     """
-    is_packed = any(
-        name.lower() == "content-encoding" for name, _ in replied.headers
-    )  # a handler's
-    if replied.content_type not in COMPRESSIBLE or is_packed:
+    names = {name.lower() for name, _ in replied.headers}
+    if replied.content_type not in COMPRESSIBLE or "content-encoding" in names:  # of a handler
         return replied
     vary.append("Accept-Encoding")
     if parse_accept_header(call.header("Accept-Encoding"), Accept)["gzip"] <= 0:
@@ -10199,8 +10203,9 @@ class Waitress:
             channels = [entry for entry in self.sockets.values() if isinstance(entry, HTTPChannel)]
             if not channels:
                 break
-            for channel in channels if passed > CALM_SECONDS else ():
-                if not channel.requests and not channel.request and not channel.total_outbufs_len:
+            for channel in channels:
+                busy = channel.requests or channel.request or channel.total_outbufs_len
+                if passed > CALM_SECONDS and not busy:
                     channel.will_close = True
             self.turn(0.1)
         self.dispatcher.shutdown(timeout=1)

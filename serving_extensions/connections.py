@@ -486,8 +486,7 @@ class Front(Waitress):
 
     def note_refused(self, found: Any) -> None:
         """Note what a refused request would have called, for its graph."""
-        if called := called_by(self.server, found):
-            self.server.not_called.append(called)
+        self.server.not_called.update(called_by(self.server, found))
 
     def keep(self, channel: Channel, data: bytes) -> None:
         """Keep an answer until the turn ends; the last answer of a connection is sent at once."""

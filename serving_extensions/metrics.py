@@ -16,7 +16,6 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,7 +213,7 @@ class Metrics:
         self.peak_in_flight = self.latest_peak = 0
         self.count_waiting: Callable[[], int] = lambda: 0  # requests that wait for a thread
         self.refused: Counter[str] = Counter()  # requests that were turned away, by reason
-        self.not_called: list[list[tuple[str, str]]] = []  # what those would have called
+        self.not_called: Counter[tuple[str, str]] = Counter()  # ... by what they would call
         self.total, self.groups = Group(), dict[str, Group]()
         self.deployments = dict[str, Group]()  # by id
         self.minutes: dict[int, list[int]] = {}  # minute -> requests, errors 4xx, errors 5xx
@@ -245,6 +244,7 @@ class Metrics:
         self._process, self._watched = psutil.Process(), psutil.Process()
         self._process.cpu_percent(), self._watched.cpu_percent()
         self._refused = 0  # refused requests at the last `look`
+        self._not_called: Counter[tuple[str, str]] = Counter()  # `not_called` at the last count
 
     @property
     def in_flight(self) -> int:
@@ -300,12 +300,10 @@ class Metrics:
 
     def _count_refused(self) -> None:
         """Add refused requests to the series of what they would have called."""
-        number, now = len(self.not_called), self._clock()
-        names = Counter(chain([ALL] * number, *self.not_called[:number]))
-        del self.not_called[:number]
-        for key, count in names.items():
-            if found := self._series_of(key, now):
-                found.refuse(now, count)
+        before, self._not_called = self._not_called, self.not_called.copy()
+        for key, count in (self._not_called - before).items():
+            if found := self._series_of(key, self._clock()):
+                found.refuse(self._clock(), count)
 
     def _count_alike(self, kind: Kind, calls: Alike) -> None:
         """Count requests of one kind that ended in the same STEP."""

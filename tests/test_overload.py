@@ -633,6 +633,28 @@ def test_a_refusal_has_the_form_and_the_headers_of_its_urls_other_errors(monkeyp
     assert preflight.ok and preflight.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
+@pytest.mark.parametrize(
+    "path, called",
+    [
+        ("/ssd/predict", [("deployment", "ssd"), ("model", "m")]),
+        ("/alice/caption", [("handler", "/alice/caption")]),
+        ("/v1/models/m:predict", [("model", "m")]),
+        ("/v1/models/none:predict", []),
+    ],
+)
+def test_a_refusal_is_in_the_graphs_of_all_that_the_url_would_have_called(
+    monkeypatch, path, called
+):
+    with full(monkeypatch) as (address, fill):
+        fill()
+        for _ in range(2):
+            assert requests.post(address + path, b"{", timeout=30).status_code == 503
+        monkeypatch.undo()
+        graphs = requests.get(f"{address}/stats?window=5m", timeout=30).json()["series"]
+    refused = {(one["kind"], one["name"]): sum(one["refused"]) for one in graphs}
+    assert refused == dict.fromkeys([("all", ""), *called], 2)
+
+
 def test_a_refused_head_has_no_body_that_the_next_answer_would_follow(monkeypatch):
     with full(monkeypatch) as (address, fill), raw(address) as connection:
         fill()

@@ -7927,7 +7927,22 @@ class Call:
             raise BadRequest("The URL has more than 1000 arguments") from None
 
     def argument(self, name: str, default: str = "") -> str:
-        return self.arguments.get(name, [default])[0]
+        """The URL's `?name=value`; raises BadRequest if it stands there with several values."""
+        value, *others = dict.fromkeys(self.arguments.get(name, [default]))
+        if others:
+            raise BadRequest(f"{name}: expected one value in the URL, got {1 + len(others)}")
+        return value
+
+    @property
+    def accepted(self) -> str:
+        """The media type of an answer that the client likes best, in small letters; "" for any.
+
+        RFC 9110, 12.5.1: the highest `q` wins, and `q=0` refuses. Among equals the most exact does,
+        then the first: Java's client lists image/jpeg after text/html by default.
+        """
+        listed = parse_accept_header(self.header("Accept"), MIMEAccept)
+        kind, quality = max(listed, key=lambda one: one[1], default=("", 0))
+        return kind.lower() if quality else ""
 
     @property
     def url(self) -> str:
@@ -8200,6 +8215,10 @@ def infer_large(value: Any, infer: Callable[[Any], dict[str, Any]]) -> dict[str,
         return None
 
 
+# what curl, requests, browsers' fetch and axios send by themselves, and who says so
+TAKE_JSON = {"*/*", "application/json", "application/json, text/plain, */*"}
+
+
 def is_plain_predict(call: Call, body: bytes) -> bool:
     """Whether a predict request is a small JSON object and asks for no other form of answer."""
     return (
@@ -8207,7 +8226,7 @@ def is_plain_predict(call: Call, body: bytes) -> bool:
         and body[:1] == b"{"
         and "HTTP_X_TENSOR_SHAPE" not in call.environ
         and "HTTP_X_TENSOR_DTYPE" not in call.environ
-        and not call.environ.get("HTTP_ACCEPT", "").startswith("application/")
+        and call.environ.get("HTTP_ACCEPT", "*/*") in TAKE_JSON
     )
 
 
@@ -8405,10 +8424,7 @@ def view_predict_image(server: ModelServer, call: Call, deployment: str | None =
     ready = find_deployment(server, deployment)
     call.trace.deployment = ready.config.id
     image, chain = read_image(server, call, ready.config)
-    accepted = parse_accept_header(call.header("Accept"), MIMEAccept)
-    # only the first counts: Java's client lists image/jpeg among others by default
-    wanted = next(iter(accepted.values()), "")
-    form = DRAWN.get(wanted) or call.argument("format", "json")
+    form = DRAWN.get(call.accepted) or call.argument("format", "json")
     if form not in ("json", "coco", *DRAWN.values()):
         raise BadRequest(f"format: expected json, coco, png or jpeg, got '{form[:40]}'")
     if isinstance(image, list) and form in DRAWN.values():
@@ -9471,14 +9487,15 @@ def create_app(
             f"{error.name}: {request.method} {request.script_root}{request.path}. The models "
             f"are listed at {listed}"
         )
-        allow = {name: value for name, value in error.get_headers() if name == "Allow"}
 
         def say_so(server: ModelServer, call: Call) -> Reply:
-            raise ServingError(text, status=error.code, headers=allow)
+            raise ServingError(text, status=error.code)
 
-        nothing = Found(Route((), "", say_so, "open"), {}, "", BARE)
+        found: Found | None = Found(Route((), "", say_so, "open"), {}, "", BARE)
+        if error.code == HTTPStatus.METHOD_NOT_ALLOWED:  # a method that Flask's rules do not list
+            found = None
         path = raw_path(request.environ, request.path)
-        return to_response(answer_call(door, Call(request.environ, path), nothing))
+        return to_response(answer_call(door, Call(request.environ, path), found))
 
     if authorize is None:  # `authorize` takes Flask's request, so Flask must answer all URLs
         app.wsgi_app = OpenDoor(door, app)  # type: ignore[method-assign]

@@ -137,10 +137,10 @@ def check_member(member: zipfile.ZipInfo, found: Mapping[str, Any]) -> str:
 
 
 def write(call: Call, answer: Mapping[str, Any]) -> Reply | None:
-    """The outputs as .npy or raw (one output) or .npz (by name), if the Accept header names that
-    type first; else None.
+    """The outputs as .npy or raw (one output) or .npz (by name), if that is the type that the
+    client likes best; else None.
     """
-    wanted = call.header("Accept").partition(",")[0].partition(";")[0].strip()
+    wanted = call.accepted
     if wanted not in (NPY, NPZ, RAW):
         return None
     value = next(iter(answer.values()))

@@ -59,6 +59,25 @@ def test_npy_in_and_out_equals_json(how, dtype):
     assert (np.load(io.BytesIO(rows.data)) == answer).all()
 
 
+@pytest.mark.parametrize(
+    "accept, kind",
+    [
+        ("*/*;q=0.1, application/x-npy", "application/x-npy"),
+        ("application/json;q=0.5, application/x-npy", "application/x-npy"),
+        ("Application/X-NPY", "application/x-npy"),
+        ("application/x-npy;q=0, application/json", "application/json"),
+        ("application/x-npy;q=0", "application/json"),
+        ("application/x-npy;q=0.5, application/json", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+    ],
+)
+def test_the_type_that_a_client_likes_best_is_answered(how, accept, kind):
+    """RFC 9110, 12.5.1 and 12.4.2: the weights decide, 0 refuses; types have no case (8.3.1)."""
+    rest = Rest(fake_server({"m": FakeServable()}), how)
+    answer = rest.post("/v1/models/m:predict", {"inputs": [[1.0]]}, headers={"Accept": accept})
+    assert answer.status_code == 200 and answer.headers["Content-Type"] == kind
+
+
 def test_npz_holds_inputs_and_outputs_by_name():
     rest = Rest(fake_server({"m": two_outputs()}))
     a, b = np.random.default_rng(0).random((2, 5), np.float32)

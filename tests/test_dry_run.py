@@ -342,3 +342,12 @@ def test_a_server_without_a_file_has_its_folders_alone_to_look_at():
     plan = Rest(server).post(DRY).json
     assert plan["models"]["versions"] == [{"model": "a", "load": [2], "reload": [], "unload": [1]}]
     assert plan["config_read"] is False
+
+
+def test_an_argument_that_stands_twice_is_taken_only_if_both_say_the_same(site):
+    site.write("a")
+    answer = site.rest.post("/v1/config/reload?dry_run=0&dry_run=1")
+    assert answer.status_code == 400
+    assert answer.json == {"error": "dry_run: expected one value in the URL, got 2"}
+    assert site.rest.post(DRY + "&dry_run=1").json["dry_run"] is True
+    assert "b" in site.rest.get("/v1/config").json  # nothing was reloaded

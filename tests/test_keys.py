@@ -200,7 +200,12 @@ def test_headers_that_hold_keys(guarded, headers, status):
 
 
 @pytest.mark.parametrize(
-    "method, path, allowed", [("GET", "/pictures/predict", "POST"), ("PUT", "/classes", "GET")]
+    "method, path, allowed",
+    [
+        ("GET", "/pictures/predict", "POST"),
+        ("PUT", "/classes", "GET"),
+        ("PROPFIND", "/classes", "GET"),  # of WebDAV: one that no rule of Flask's lists
+    ],
 )
 def test_a_wrong_method_at_a_deployments_url_has_the_vendors_body(guarded, method, path, allowed):
     response = guarded[1].open(path, method=method)

@@ -339,6 +339,9 @@ def test_coco_and_drawn_pictures(pets):
         ("image/png", "PNG"),
         ("image/jpeg", "JPEG"),
         ("image/jpeg, */*;q=0.1", "JPEG"),
+        ("IMAGE/PNG", "PNG"),
+        ("image/png;q=0.2, image/jpeg;q=0.9, application/json;q=0.5", "JPEG"),
+        ("application/json;q=0, image/png", "PNG"),
     ):
         response = post(pets, data, headers={"Accept": accept})
         assert response.headers["Content-Type"] == f"image/{form.lower()}"
@@ -348,6 +351,9 @@ def test_coco_and_drawn_pictures(pets):
         "application/json",
         "*/*",
         "text/html,application/xhtml+xml,image/avif,*/*;q=0.8",
+        "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",  # Java's HttpURLConnection
+        "image/png;q=0",
+        "image/png;q=0.5, application/json",
     ):
         assert (
             post(pets, data, headers={"Accept": accept}).headers["Content-Type"]

@@ -1038,20 +1038,26 @@ def read_label_map(text: str, name: str = "") -> dict[int, str]:
     and of lines start at 1 (0 is the background), those of a YAML list at 0. Raises ValueError.
     """
     text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise ValueError("label map: it is empty; no label map at all is written {}")
+    if "\0" in text:
+        raise ValueError("label map: expected UTF-8, or UTF-16 with its byte order mark")
     ending = Path(name).suffix.lower()
     if ending in (".pbtxt", ".prototxt", ".textproto") or re.search(ITEM, text, re.MULTILINE):
         return read_label_protos(text)
-    if text.lstrip().startswith(("{", "[")):
+    if ending == ".json" or text.lstrip().startswith(("{", "[")):
         try:
             return label_map_of(json.loads(text, object_pairs_hook=unrepeated))
         except json.JSONDecodeError as error:
             if ending != ".txt":  # there, [UNK] may be the first name
-                begin = text.lstrip()[0]
-                text = f"label map: it begins with {begin}, and so is read as JSON: {error}"
-                raise ValueError(text) from None
+                why = "ends in .json" if ending == ".json" else f"begins with {text.lstrip()[0]}"
+                raise ValueError(f"label map: it {why}, and so is read as JSON: {error}") from None
     if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
         return read_label_yaml(text)
-    return label_map_of([line.strip() for line in text.splitlines() if line.strip()])
+    names = [line.strip() for line in re.split(r"\r?\n|\r", text.rstrip())]
+    if "" in names:  # leaving it out would shift the names after it
+        raise ValueError(f"label map: line {names.index('') + 1} is empty; expected a name a line")
+    return label_map_of(names)
 
 
 ITEM = r"^\s*#?\s*item\s*:?\s*[{<]"  # how an entry of a .pbtxt begins
@@ -1142,7 +1148,10 @@ def load_labels(value: Any, folder: Path) -> dict[int, str]:
     """
     if not isinstance(value, str):
         return label_map_of(value or {})
-    return read_label_map(decode_labels((folder / value).read_bytes()), value)
+    file = folder / value
+    if file.is_fifo():  # reading it blocks until somebody writes
+        raise ValueError("label map: expected a file, got a named pipe")
+    return read_label_map(decode_labels(file.read_bytes()), value)
 
 
 def decode_labels(data: bytes) -> str:

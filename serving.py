@@ -30,6 +30,7 @@ import argparse
 import array
 import base64
 import binascii
+import codecs
 import contextlib
 import contextvars
 import copy
@@ -1740,7 +1741,7 @@ def refuse_half(text: Any, path: str) -> None:
 
 # The beginning of TensorFlow Serving's --model_config_file: protobuf's text format, no JSON.
 PROTOBUF_CONFIG = re.compile(
-    rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*(?:\{|:(?!\s*[-[]))"
+    rb"(?:\s|#[^\n]*\n)*(?:model_config_list|custom_model_config)\s*(?:[{<]|:(?!\s*[-[]))"
 )
 # Its messages (config/model_server_config.proto, file_system_storage_path_source.proto), with the
 # fields that have a meaning here, and logging_config, which is ignored: field name -> number, type,
@@ -1826,6 +1827,7 @@ def read_config(text: bytes) -> Any:
 
     It is JSON, or TensorFlow Serving's own --model_config_file.
     """
+    text = text.removeprefix(codecs.BOM_UTF8)
     if PROTOBUF_CONFIG.match(text):
         return read_protobuf_config(text)
 
@@ -1833,9 +1835,7 @@ def read_config(text: bytes) -> Any:
         raise ConfigError("$", f"expected a number, got {name}")
 
     try:
-        value = json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=read_object, parse_constant=constant
-        )
+        value = json.loads(text.decode(), object_pairs_hook=read_object, parse_constant=constant)
         refuse_twice(value, "$")
         return value
     except UnicodeDecodeError as error:
@@ -2945,6 +2945,7 @@ def list_versions(base_path: str) -> dict[int, Path]:
     return {int(folder.name): folder for folder in folders if int(folder.name) < 2**63}
 
 
+GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 MODEL_FILES = (".keras", ".h5", ".hdf5")  # what serving_extensions/keras_files.py exports
 WEIGHTS_ALONE = ".weights.h5"  # what Keras' save_weights writes
 NO_MODELS = {".tflite", ".onnx", ".pt", ".pth", ".pb", ".pkl", ".pickle", ".joblib"}
@@ -2952,12 +2953,12 @@ PACKED_FILES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def is_saved_model(folder: Path) -> bool:
-    return (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file()
+    return any((folder / name).is_file() for name in GRAPHS)
 
 
 def is_model_file(path: Path) -> bool:
-    name = path.name.lower()
-    return name.endswith(MODEL_FILES) and not name.endswith(WEIGHTS_ALONE)
+    """Whether Keras would read a file, by its name; Keras heeds the case of letters."""
+    return path.name.endswith(MODEL_FILES) and not path.name.endswith(WEIGHTS_ALONE)
 
 
 def find_model_file(folder: Path) -> Path | None:
@@ -2975,10 +2976,12 @@ def find_model_file(folder: Path) -> Path | None:
 def explain_path(base_path: str) -> str:
     """A hint for the commonest mistakes with a `base_path` that is no folder; else empty."""
     name, suffix = Path(base_path).name.lower(), Path(base_path).suffix.lower()
-    if name in ("saved_model.pb", "saved_model.pbtxt"):
+    if name in GRAPHS:
         return "; serve the folder that it is in"
     if name.endswith(WEIGHTS_ALONE):
         return "; it holds only weights: save the model, model.save('x.keras')"
+    if suffix in MODEL_FILES:
+        return f"; rename it: Keras reads only files that end in {suffix}, in small letters"
     if name.endswith(PACKED_FILES):
         return "; it is an archive: unpack it, and serve the folder"
     if suffix in NO_MODELS:
@@ -2996,6 +2999,8 @@ def explain_folder(folder: Path) -> str:
     if len(models) > 1:
         return f"; it holds {' and '.join(models[:2])}, but a version is one model: keep one"
     for entry in entries:
+        if entry.name in GRAPHS:
+            return f"; '{entry.name}' in it is no file, or a link to nothing"
         if is_saved_model(entry):
             return f"; there is a model one folder down, in '{entry.name}'"
         if hint := explain_path(entry.name):
@@ -3069,6 +3074,18 @@ def fingerprint(folder: Path) -> tuple:
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return tuple(found)
+
+
+COPY_SECONDS = 1.0  # a new version that was written so lately is perhaps still being copied
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether files of a version are perhaps still being written. `cp -r` may copy the graph first,
+    and a table of words last: the version would load, with half of its words.
+    """
+    ages = (time.time_ns() - changed for *_, changed in fingerprint(folder))
+    # a time to come is that of a network drive with another clock
+    return any(0 <= age < 1e9 * COPY_SECONDS for age in ages)
 
 
 def contents(files: tuple) -> list[tuple]:
@@ -5864,6 +5881,9 @@ class ModelManager:
             self._absent[model.name] = error.message
             visit.fail(f".base_path: {error.message}", error)
             return None
+        if not visit.again:
+            known = self._states[model.name]
+            folders = {v: path for v, path in folders.items() if v in known or not is_fresh(path)}
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
             text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
@@ -6700,6 +6720,8 @@ def read_labels(label_map: Any) -> Mapping[int, str]:
     except UnicodeDecodeError:
         text = f"expected a text file (.pbtxt, JSON, YAML, or one name per line): {name}"
         raise ValueError(text) from None
+    except RecursionError:
+        raise ValueError(f"nested too deeply: {name}") from None
     except ValueError as error:
         raise ValueError(clean(str(error).removeprefix("label map: "))) from None
 

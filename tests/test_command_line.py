@@ -340,6 +340,7 @@ def test_options_named_by_others_are_there():
         ("x.onnx", "a .onnx file is no SavedModel: export one (Keras: model.export(folder))"),
         ("x.zip", "it is an archive: unpack it, and serve the folder"),
         ("1/saved_model.pb", "serve the folder that it is in"),
+        ("x.H5", "rename it: Keras reads only files that end in .h5, in small letters"),
         ("x.weights.h5", "it holds only weights: save the model, model.save('x.keras')"),
     ],
 )

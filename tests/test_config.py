@@ -427,6 +427,18 @@ def test_a_config_in_yaml_is_no_text_of_protobuf(text):
         serving.read_config(text)
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_of_protobuf_as_its_own_parser_takes_it(mark):
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    text = b'model_config_list < config < name: "a" base_path: "/m" > >'
+    text_format.Parse(text, model_server_config_pb2.ModelServerConfig())  # raises if it is wrong
+    read = serving.read_config(mark + text)
+    assert read == serving.read_config(text.replace(b"<", b"{").replace(b">", b"}"))
+    assert read["model_config_list"][0]["config"]["base_path"] == "/m"
+
+
 def test_a_long_wrong_text_is_cut():
     with pytest.raises(serving.ConfigError) as raised:
         serving.load_config({"model_config_list": [], "server": {"log_level": "x" * 10**7}})

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -134,12 +135,50 @@ def test_a_files_ending_tells_its_form(tmp_path):
         ('[[1, "person"], [13, "stop sign"]]', "got 1: [1, 'person']"),
         ('{"0": ["n01440764", 5]}', "got '0': ['n01440764', 5]"),
         ("names:\n  0: [a, b]\n", "got '0': ['a', 'b']"),
+        ("a\n\nc\n", "line 2 is empty; expected a name a line"),
+        ("\r\na\r\n", "line 1 is empty"),
+        ("", "it is empty"),
+        (" \n\n", "it is empty"),
+        ("c\0a\0t\0\n\0", "expected UTF-8, or UTF-16 with its byte order mark"),
     ],
 )
 def test_wrong_readings_are_named(text, problem):
     with pytest.raises(ValueError, match="^label map: ") as raised:
         routines.read_label_map(text, "x.pbtxt" if text.startswith("classes") else "")
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ['// by hand\n{"1": "a"}', "a\nb\n"])
+def test_a_file_that_is_called_json_is_read_as_json(text):
+    with pytest.raises(ValueError, match="it ends in .json, and so is read as JSON: Expecting"):
+        routines.read_label_map(text, "x.json")
+
+
+def test_a_line_ends_with_lf_cr_or_both():
+    text = "a\u2028b\nc\x85\x1cd\re\r\nf\n\n"
+    expected = {1: "a\u2028b", 2: "c\x85\x1cd", 3: "e", 4: "f"}
+    assert routines.read_label_map(text) == expected
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [("x.json", "[" * 50_000), ("x.yaml", "names: " + "[" * 5000), ("x.pbtxt", "x { " * 5000)],
+)
+def test_a_map_that_is_nested_too_deeply_is_the_deployments_fault_alone(tmp_path, name, text):
+    file = tmp_path / name
+    file.write_text(text)
+    deployments = [{"id": "deep", "model": "m", "label_map": str(file)}, {"id": "d", "model": "m"}]
+    server = fake_server({"m": FakeDetector()}, deployments=deployments)
+    rest, key = Rest(server), bearer(server.generated_key)
+    asked = rest.post("/deep/predict", {"image_type": "array", "data": [[1]]}, headers=key)
+    assert asked.status_code == 503 and f"nested too deeply: {name}" in asked.json["error"]
+    assert rest.get("/d/classes", headers=key).status_code == 200
+
+
+def test_a_named_pipe_is_no_label_map(tmp_path):
+    os.mkfifo(tmp_path / "x.txt")
+    with pytest.raises(ValueError, match="expected a file, got a named pipe"):
+        routines.load_labels("x.txt", tmp_path)
 
 
 # --- whether a map is the model's ---------------------------------------------------------------

@@ -498,3 +498,9 @@ def test_a_signature_whose_python_function_is_not_here_is_refused(tf, tmp_path, 
         body["signature_name"] = "ok"
         assert Rest(server).post(url, body).json == {"predictions": [2.0]}
     server.stop()
+
+
+def test_a_graph_that_is_a_link_to_nothing_is_told(tmp_path):
+    (tmp_path / "saved_model.pb").symlink_to("gone")
+    text = "; 'saved_model.pb' in it is no file, or a link to nothing"
+    assert serving.explain_folder(tmp_path) == text

@@ -191,6 +191,28 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
     assert loads == ["2", "1", "2"] and default(server) == 2
 
 
+@pytest.mark.parametrize("again", ["poll", "reload"])
+def test_the_poller_leaves_a_new_version_alone_while_it_is_being_copied(
+    tmp_path, monkeypatch, again
+):
+    (tmp_path / "1").mkdir()
+    model = {"name": "m", "base_path": str(tmp_path)}
+    load = lambda folder, model: FakeServable(int(folder.name))  # noqa: E731
+    server = serving.ModelServer(config(model), load=load)
+    assert server.wait(10) and default(server) == 1
+    (tmp_path / "2/assets").mkdir(parents=True)
+    (tmp_path / "2/assets/words.txt").write_text("half of")
+    monkeypatch.setattr(serving, "COPY_SECONDS", 3600)
+    assert not server.manager.refresh(polling=True).changed
+    assert default(server) == 1 and not server.readiness()
+    if again == "poll":
+        monkeypatch.setattr(serving, "COPY_SECONDS", 0)
+        server.manager.refresh(polling=True)
+    else:  # whoever asks for a reload knows that the copy has ended
+        assert server.reload()[0] == 201
+    assert default(server) == 2
+
+
 def test_a_broken_version_is_tried_again_by_the_poll_that_reads_another_config(tmp_path):
     disk, file = Disk(m=[1], n=[1]), tmp_path / "config.json"
     disk.broken = {("m", 1)}

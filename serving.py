@@ -3043,23 +3043,24 @@ def choose_versions(policy: VersionPolicy, versions: Iterable[int]) -> list[int]
     return falling[: policy.latest.num_versions] if policy.latest else falling
 
 
-def paths_below(folder: Path, above: tuple = ()) -> Iterator[Path]:
-    """Yield files and folders below a folder. Links are followed, except to the folders `above`.
+def paths_below(folder: str | Path, above: tuple = ()) -> Iterator[str]:
+    """Yield files and folders below a folder, as text: a `Path` of each would take most of the time
+    of a poll. Links are followed, except to the folders `above`.
 
     `above` has the device and inode of each. A folder that cannot be read, or that vanishes
     meanwhile, yields nothing.
     """
     try:
-        status, entries = folder.stat(), list(os.scandir(folder))
+        status, entries = os.stat(folder), list(os.scandir(folder))
     except OSError:
         return
     here = status.st_dev, status.st_ino
     if here in above:
         return
     for entry in entries:
-        yield Path(entry.path)
+        yield entry.path
         if os.path.isdir(entry):  # entry.is_dir() raises for a link that leads to itself
-            yield from paths_below(Path(entry.path), (*above, here))
+            yield from paths_below(entry.path, (*above, here))
 
 
 def fingerprint(folder: Path) -> tuple:
@@ -3069,10 +3070,10 @@ def fingerprint(folder: Path) -> tuple:
     nanoseconds. When it changes, a version that has failed to load is tried again.
     """
     found: list[tuple[str, int, int, int]] = []
-    for path in [folder, *sorted(paths_below(folder))]:
+    for path in [str(folder), *sorted(paths_below(folder))]:
         with contextlib.suppress(OSError):  # what vanishes meanwhile is a change as well
-            status = path.stat()
-            found.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            status = os.stat(path)
+            found.append((path, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return tuple(found)
 
 

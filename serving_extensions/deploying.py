@@ -27,7 +27,7 @@ def pack_folder(folder: Path) -> bytes:
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-        for path in sorted(paths_below(folder)):
+        for path in sorted(map(Path, paths_below(folder))):
             name = path.relative_to(folder)
             if not os.path.isfile(path) or any(
                 p in LEFT_OUT or p.startswith(".") for p in name.parts

@@ -43,7 +43,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         return {folder.name: folder}
     found = {
         path.relative_to(folder).as_posix(): path
-        for path in paths_below(folder)
+        for path in map(Path, paths_below(folder))
         if os.path.isfile(path) and path.name != MANIFEST
     }
     return {name: found[name] for name in sorted(found) if not is_hidden(name)}

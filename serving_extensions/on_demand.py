@@ -438,7 +438,7 @@ def memory_now() -> int:
 def size_of(folder: Path) -> int:
     """Bytes of a version's files, or of the file if `folder` is one."""
     files = (folder, *paths_below(folder))
-    return sum(path.stat().st_size for path in files if os.path.isfile(path))
+    return sum(os.path.getsize(path) for path in files if os.path.isfile(path))
 
 
 def wrap_load(server: ModelServer, load: Load) -> Residency:

@@ -437,7 +437,7 @@ def memory_now() -> int:
 
 def size_of(folder: Path) -> int:
     """Bytes of a version's files, or of the file if `folder` is one."""
-    files = (folder, *paths_below(folder))
+    files = (str(folder), *paths_below(folder))
     return sum(os.path.getsize(path) for path in files if os.path.isfile(path))
 
 

@@ -5882,9 +5882,7 @@ class ModelManager:
             self._absent[model.name] = error.message
             visit.fail(f".base_path: {error.message}", error)
             return None
-        if not visit.again:
-            known = self._states[model.name]
-            folders = {v: path for v, path in folders.items() if v in known or not is_fresh(path)}
+        folders = self._without_copies(visit, folders)
         if folders.get(1) == Path(model.base_path):
             kind = "SavedModel" if Path(model.base_path).is_dir() else "model's file"
             text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
@@ -5900,6 +5898,21 @@ class ModelManager:
             return folders
         visit.fail(f".base_path: {NO_VERSION}")
         return None
+
+    def _without_copies(self, visit: Visit, folders: dict[int, Path]) -> dict[int, Path]:
+        """Leave out the new versions that are perhaps still being copied. A reload leaves out none:
+        whoever asks for it knows.
+        """
+        if visit.again:
+            return folders
+        known = self._states[visit.model.name]
+        fresh = {version for version in folders.keys() - known if is_fresh(folders[version])}
+        for version in fresh:
+            text = (
+                f"note: {visit.model.name} version {version} is being written: it loads after that"
+            )
+            self._say_once(logging.INFO, text)
+        return {version: path for version, path in folders.items() if version not in fresh}
 
     def _refuse(self, visit: Visit) -> None:
         """Report, for the model and each of its versions, why its config cannot be served."""

@@ -193,8 +193,9 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
 
 @pytest.mark.parametrize("again", ["poll", "reload"])
 def test_the_poller_leaves_a_new_version_alone_while_it_is_being_copied(
-    tmp_path, monkeypatch, again
+    tmp_path, monkeypatch, caplog, again
 ):
+    caplog.set_level("INFO")
     (tmp_path / "1").mkdir()
     model = {"name": "m", "base_path": str(tmp_path)}
     load = lambda folder, model: FakeServable(int(folder.name))  # noqa: E731
@@ -203,7 +204,9 @@ def test_the_poller_leaves_a_new_version_alone_while_it_is_being_copied(
     (tmp_path / "2/assets").mkdir(parents=True)
     (tmp_path / "2/assets/words.txt").write_text("half of")
     monkeypatch.setattr(serving, "COPY_SECONDS", 3600)
-    assert not server.manager.refresh(polling=True).changed
+    for _ in range(2):
+        assert not server.manager.refresh(polling=True).changed
+    assert caplog.text.count("m version 2 is being written: it loads after that") == 1
     assert default(server) == 1 and not server.readiness()
     if again == "poll":
         monkeypatch.setattr(serving, "COPY_SECONDS", 0)

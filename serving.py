@@ -5631,7 +5631,7 @@ class ModelManager:
         self._drain(patient=not polling)
         if outcome.config_read or not self.first_pass_done.is_set():
             self._config_failed = bool(outcome.errors)
-        if outcome.changed or not self.first_pass_done.is_set():
+        if outcome.changed or outcome.config_read or not self.first_pass_done.is_set():
             settle_garbage()
         for error in outcome.errors if not self._ending.is_set() else ():
             # while the server stops, a load that was cut short says nothing about the model
@@ -5872,7 +5872,7 @@ class ModelManager:
             text = "'idle_seconds' and 'pinned' have no effect without \"load\": \"on_demand\""
             self._say_once(logging.WARNING, f"note: {model.name}: {text}")
         self._refused.pop(model.name, None)
-        self._absent.pop(model.name, None)
+        absent = self._absent.pop(model.name, None)
         if model.problem:
             self._refuse(visit)
             return None
@@ -5888,6 +5888,7 @@ class ModelManager:
             text = f"note: {model.name}: base_path is a {kind} itself, served as version 1"
             self._say_once(logging.INFO, text)
         if choose_versions(model.model_version_policy, folders):
+            self._said.discard(f"{model.name}: {absent} in {model.base_path}")
             return folders
         hint = "" if folders else explain_no_versions(model.base_path)
         reason = f"model_version_policy picks none of the version folders {sorted(folders)}{hint}"

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import posixpath
 import re
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from .admin import admin_route, administered, edit_config, management_of, take_over
 from .archives import unpack
-from .config_file import fcntl, locked, unwritable, write_errors
+from .config_file import temporary, unwritable, write_errors
 from .core import (
     INIT_SIGNATURE,
     Admin,
@@ -65,50 +64,17 @@ def options_of(server: ModelServer, call: Call, what: Any) -> Admin:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A new folder inside another, for what is not yet to be seen; gone after the `with`.
-
-    It is locked: what a process has left that was killed is told by that, and removed.
-    """
+    """A new folder inside another, for what is not yet to be seen; gone after the `with`."""
     new = [one for one in (folder, folder.parent) if not one.exists()]
-    with write_errors(FOLDER):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):  # else one that is not locked yet were taken for left
-            remove_left(folder)
-            made = folder / f".upload-{secrets.token_hex(8)}"
-            made.mkdir(0o755)
-            handle = lock(made)
     try:
         with write_errors(FOLDER):
-            yield made
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary(folder, ".upload-") as made:
+                yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
         with suppress(OSError):  # they are not empty: something has come of it
             for one in new:
                 one.rmdir()
-        if handle is not None:
-            os.close(handle)
-
-
-def lock(folder: Path) -> int | None:
-    """Lock a folder; the handle that holds the lock, None where another has it."""
-    if fcntl is None:
-        return None
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def remove_left(folder: Path) -> None:
-    for left in folder.glob(".upload-*"):
-        with suppress(OSError):
-            handle = lock(left)
-            if handle is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(handle)
 
 
 def read_archive(call: Call, options: Admin, folder: Path) -> bytes:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 import time
@@ -312,6 +313,47 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def lock(folder: Path) -> int | None:
+    """Lock a folder; the handle that holds the lock, None where another has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def remove_left(folder: Path, prefix: str) -> None:
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            handle = lock(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def temporary(folder: Path, prefix: str, mode: int = 0o755) -> Iterator[Path]:
+    """A new folder inside another, whose name begins with `prefix`; gone after the `with`.
+
+    It is locked: what a process has left that was killed is told by that, and removed.
+    """
+    with locked(folder):  # else one that is not locked yet were taken for left
+        remove_left(folder, prefix)
+        made = folder / f"{prefix}{secrets.token_hex(8)}"
+        made.mkdir(mode)
+        handle = lock(made)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def replace(path: Path, text: bytes, like: Path) -> None:

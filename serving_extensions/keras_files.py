@@ -16,10 +16,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from .config_file import temporary
 from .core import Extension, Load, LoadError, LoadRequest, Servable, clean_message, find_model_file
 from .manifest import check_manifest, sha256_of
 
@@ -72,14 +72,11 @@ def exported(file: Path, version: Path) -> Path:
     if ready is not None:
         return ready / f"{name}-{digest}"
     place = first_writable(places)
-    made = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".part", dir=place))
-    try:
+    with temporary(place, ".part.", 0o700) as made:
         export_file(file, made)
-        readers = file.stat().st_mode & 0o044  # mkdtemp makes a folder for one user alone
+        readers = file.stat().st_mode & 0o044
         made.chmod(0o700 | readers | readers >> 2)
-        return put_in_place(made, place / f"{name}-{digest}")
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        return put_in_place(made, place / f"{name}-{digest}", beside)
 
 
 def is_export(folder: Path) -> bool:
@@ -149,12 +146,16 @@ def reason_in(output: str) -> str:
     return next((line for line in lines if not BEGINNING.fullmatch(line)), lines[0])[:500]
 
 
-def put_in_place(made: Path, target: Path) -> Path:
-    """Move an export to its place; delete those of earlier files of its name."""
-    name, _, digest = target.name.rpartition("-")
-    earlier = re.compile(re.escape(name) + f"-[0-9a-f]{{{len(digest)}}}")
+def put_in_place(made: Path, target: Path, beside: Path) -> Path:
+    """Move an export to its place; delete those of earlier files of its name, and those of versions
+    that are gone from the folder `beside`.
+    """
+    own = target.name.rpartition("-")[0]
     for old in target.parent.iterdir():
-        if old != target and earlier.fullmatch(old.name):
+        export = re.fullmatch("(?P<name>.+)-[0-9a-f]{16}", old.name)
+        if export is None or old == target:
+            continue
+        if export["name"] == own or not (beside / export["name"]).exists():
             shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(OSError):  # another process was faster
         made.rename(target)

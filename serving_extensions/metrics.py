@@ -646,6 +646,8 @@ def collect_models(manager: Any) -> Iterator[Any]:
     )
     for model, states in manager.states().items():
         for version, state in states.items():
+            if state.state == "END":
+                continue
             servable = state.servable  # the loader may take it away meanwhile
             device = servable.device if servable else ""
             loaded.add_metric((model, str(version), device), int(servable is not None))

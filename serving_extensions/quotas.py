@@ -18,7 +18,19 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .core import Call, Config, ConfigError, Extension, Key, ModelServer, Quota, Reply, reply, route
+from .core import (
+    Call,
+    Config,
+    ConfigError,
+    Extension,
+    Key,
+    ModelServer,
+    Outcome,
+    Quota,
+    Reply,
+    reply,
+    route,
+)
 from .periods import Known, period_of
 from .redis_quotas import RedisQuotas, shown
 
@@ -188,9 +200,12 @@ class Usage:
     def count(self, path: str, key: str) -> None:
         with self._lock:
             self._pending[key] += 1
-            if time.monotonic() < self._flushed + FLUSH_SECONDS:
-                return
-        self.flush(path)
+        self.settle(path)
+
+    def settle(self, path: str) -> None:
+        """Add what is pending to a store if it is time for that."""
+        if self._pending and time.monotonic() >= self._flushed + FLUSH_SECONDS:
+            self.flush(path)
 
     def flush(self, path: str) -> None:
         """Add pending calls to a store; those that it cannot take stay pending."""
@@ -236,6 +251,12 @@ def headers(server: ModelServer, call: Call, replied: Reply) -> list[tuple[str, 
         ("RateLimit-Remaining", str(max(0, quota.calls - count))),
         ("RateLimit-Reset", str(seconds)),
     ]
+
+
+def refresh(server: ModelServer, outcome: Outcome, polling: bool) -> None:
+    """Calls do not wait for the next one to be written."""
+    if server.config.admin:
+        server.state["quotas"].settle(server.config.auth.quota_store or "")
 
 
 def view_usage(server: ModelServer, call: Call) -> Reply:
@@ -286,6 +307,7 @@ EXTENSION = Extension(
     open=lambda server: Usage(),
     prepare=prepare,
     headers=headers,
+    refresh=refresh,
     end=end,
     routes=(
         route(

@@ -4,6 +4,7 @@ No thread waits for that, and memory is bounded.
 """
 
 import ipaddress
+import math
 import re
 import threading
 import time
@@ -52,7 +53,7 @@ class WrongKeys:
         left = since + MINUTE - self._clock()
         if count < most or left <= 0 or (address, digest(token)) in self._right:
             return 0
-        return max(1, round(left))
+        return math.ceil(left)
 
     def note_wrong(self, address: str, token: str) -> None:
         with self._lock:

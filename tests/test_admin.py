@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import flask
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import serving
-from serving_extensions import config_file
+from serving_extensions import config_file, quotas
 
 PICTURE = json.dumps({"image_type": "array", "data": [[[1, 2, 3]]]})
 ADMIN = {"x-api-key": "boss"}
@@ -768,6 +769,23 @@ def test_what_is_left_of_a_quota_is_told_and_failures_are_given_back(tmp_path):
     assert usage["name"] == "ann" and usage["month_calls"] == 3
 
 
+def test_the_calls_of_a_month_are_written_though_no_other_call_comes(tmp_path, monkeypatch):
+    site = Site(tmp_path)
+    site.ask("GET", "/usage", headers=bearer("good"))  # writes what there is
+    site.ask("POST", "/pictures/predict", PICTURE.encode(), headers=bearer("good"))
+
+    def written():
+        return quotas.open_quotas(site.server.config.auth.quota_store).used("site", "usage")
+
+    before = written()
+    site.server.manager.refresh(polling=True)
+    assert written() == before  # not yet: one write serves the calls of ten seconds
+    now = time.monotonic()
+    monkeypatch.setattr(quotas.time, "monotonic", lambda: now + 11)
+    site.server.manager.refresh(polling=True)
+    assert written() == before + 1
+
+
 def test_usage_needs_a_key_even_where_nothing_else_does(tmp_path):
     rest = Rest(serving.ModelServer(config()))
     assert rest.get("/usage").status_code == 401
@@ -790,8 +808,13 @@ def test_wrong_keys_are_slowed_down_by_address(tmp_path):
     told = call("boss")  # a right one, which nobody has shown from there
     assert told.status_code == 429 and told.headers["Retry-After"] == "60"
     assert call("good").status_code == 200 and call("boss", "10.0.0.2").status_code == 200
-    now[0] = 60.5
+    now[0] = 20.7
+    wait = int(call("boss").headers["Retry-After"])
+    now[0] += wait - 1
+    assert call("boss").status_code == 429
+    now[0] += 1  # the time that it was told to wait is over
     assert call("boss").status_code == 200
+    now[0] = 60.5
     assert [call("same").status_code for _ in range(5)] == [401] * 5, "the last again is no guess"
     now[0] = 200.0
     same = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "2001:db8::4"]  # one network

@@ -17,7 +17,7 @@ import pytest
 from conftest import NO_POLL, ROOT, Rest, assert_error, key_entry, listening
 
 import serving
-from serving_extensions import admin_uploads, archives, deploying, manifest, on_demand
+from serving_extensions import admin_uploads, archives, config_file, deploying, manifest, on_demand
 
 MODEL = ROOT / "models" / "half_plus_two" / "123"
 ADMIN = {"x-api-key": "boss"}
@@ -366,20 +366,20 @@ def test_uploads_of_one_new_model_at_once_are_its_versions(server, tmp_path, mon
 
 
 def test_an_upload_that_begins_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
-    lock = admin_uploads.lock
+    lock = config_file.lock
 
     def begin():
         with admin_uploads.aside(tmp_path):
             pass
 
     def lock_late(folder):
-        monkeypatch.setattr(admin_uploads, "lock", lock)
+        monkeypatch.setattr(config_file, "lock", lock)
         other = threading.Thread(target=begin)
         other.start()
         other.join(0.3)
         return lock(folder)
 
-    monkeypatch.setattr(admin_uploads, "lock", lock_late)
+    monkeypatch.setattr(config_file, "lock", lock_late)
     with admin_uploads.aside(tmp_path) as made:
         assert made.is_dir()
 

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NO_POLL, Rest
+from conftest import NO_POLL, ROOT, Rest
 
 import serving
 from serving_extensions import keras_files
@@ -235,6 +237,37 @@ def test_files_beside_each_other_keep_their_exports(tmp_path, monkeypatch):
     for file, folder in zip(files, made):
         assert (folder / "saved_model.pb").read_text() == file.name
         assert keras_files.exported(file, file) == folder
+
+
+def test_exports_of_versions_that_are_gone_go_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_files, "export_file", write_export)
+    for number in range(1, 5):  # as they come and go when a model is trained again and again
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "m.keras").write_text(str(number))
+        keras_files.exported(folder / "m.keras", folder)
+        if number > 1:
+            shutil.rmtree(tmp_path / str(number - 1))
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5/m.keras").write_text("5")
+    keras_files.exported(tmp_path / "5/m.keras", tmp_path / "5")
+    kept = [path.name.partition("-")[0] for path in (tmp_path / ".exported").iterdir()]
+    assert sorted(kept) == ["4", "5"]
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path, monkeypatch):
+    (tmp_path / "m.keras").touch()
+    code = (
+        "import os, pathlib, sys; import serving; from serving_extensions import keras_files\n"
+        "keras_files.export_file = lambda file, made: os.kill(os.getpid(), 9)\n"
+        "file = pathlib.Path(sys.argv[1]); keras_files.exported(file, file)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.keras")]
+    assert subprocess.run(command, cwd=ROOT).returncode == -9
+    assert len([*(tmp_path / ".exported").iterdir()]) == 1
+    monkeypatch.setattr(keras_files, "export_file", write_export)
+    made = keras_files.exported(tmp_path / "m.keras", tmp_path / "m.keras")
+    assert [*(tmp_path / ".exported").iterdir()] == [made]
 
 
 @pytest.mark.parametrize("mode, expected", [(0o644, 0o755), (0o640, 0o750), (0o600, 0o700)])

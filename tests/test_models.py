@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,29 @@ def test_poller_tries_a_broken_version_again_only_when_its_files_change(tmp_path
     (tmp_path / "m" / "2" / "saved_model.pb").touch()
     assert server.manager.refresh(polling=True).changed
     assert loads == ["2", "1", "2"] and default(server) == 2
+
+
+def test_a_model_that_loses_its_versions_again_is_told_again(caplog):
+    disk = Disk(m=[1])
+    server = serve(disk)
+    for times in (1, 2, 3):
+        disk.models["m"] = set()
+        for _ in range(2):
+            server.manager.refresh(polling=True)
+        assert caplog.text.count("m: no version to serve") == times
+        disk.models["m"] = {1}
+        server.manager.refresh(polling=True)
+
+
+def test_the_gauges_of_a_version_go_with_it():
+    disk = Disk(m=[1])
+    server = serve(disk)
+    disk.models["m"] = {2}
+    server.manager.refresh(polling=True)
+    server.manager.refresh(polling=True)
+    text = Rest(server).get("/metrics").get_data(as_text=True)
+    found = re.findall(r'serving_model_loaded\{.*version="(\d+)"\} (\S+)', text)
+    assert found == [("2", "1.0")] and server.status("m", 1)["model_version_status"]
 
 
 @pytest.mark.parametrize("again", ["poll", "reload"])

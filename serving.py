@@ -10572,12 +10572,18 @@ def obey(
     Returns the exit status.
     """
     source = choose_source(parser, options)
-    for name, command in commands(extensions).items():
-        if value := getattr(options, name.replace("-", "_")):
-            if handler is not None:  # a command prints its result, so the log stays short
-                logging.getLogger().setLevel(logging.WARNING)
-            also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
-            return command(source, (value, *also) if also else value)
+    asked = [
+        (name, command, value)
+        for name, command in commands(extensions).items()
+        if (value := getattr(options, name.replace("-", "_")))
+    ]
+    if asked[1:]:
+        parser.error(f"--{asked[0][0]} and --{asked[1][0]} are two commands: give one")
+    for name, command, value in asked:
+        if handler is not None:  # a command prints its result, so the log stays short
+            logging.getLogger().setLevel(logging.WARNING)
+        also = [getattr(options, other) for other in TOLD_BESIDE.get(name, ())]
+        return command(source, (value, *also) if also else value)
     port = port_of(parser, options)
     server = ModelServer(
         source, poll_seconds=options.file_system_poll_wait_seconds, extensions=extensions

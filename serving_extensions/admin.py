@@ -11,7 +11,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -29,6 +30,7 @@ from .core import (
     Route,
     ServingError,
     digest,
+    hide_paths,
     is_asked,
     json_kind,
     load_config,
@@ -161,19 +163,40 @@ def plan_change(server: ModelServer, text: bytes) -> dict[str, Any]:
 
     Raises ConfigError, and BadRequest for problems that the config in force does not have already.
     """
-    wanted = server.read_aside(text).config
-    plan = plan_changes(server.manager, wanted, True)
-    now = plan_changes(server.manager, server.config, False)
-    known = {unnumbered(one) for one in now["problems"]}
-    if problems := [one for one in plan["problems"] if unnumbered(one) not in known]:
+    wanted = server.read_aside(text)
+    plan = plan_changes(server.manager, wanted.config, True)
+    plan["problems"] = problems_of(wanted, plan)
+    now = problems_of(server, plan_changes(server.manager, server.config, False))
+    if problems := without_known(plan["problems"], now):
         raise BadRequest("; ".join(problems))
-    refuse_lockout(wanted)
+    refuse_lockout(wanted.config)
     return plan
 
 
-def unnumbered(problem: str) -> str:
-    """A problem's text without list indices, which change when earlier entries change."""
-    return re.sub(r"\[[0-9]+\]", "[]", problem)
+def problems_of(server: ModelServer, plan: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a config, as `--check` tells it; but models' files are not read, for which
+    each change of a key would wait.
+    """
+    problems = [*plan["problems"]]
+    problems += filter(None, (ready.problem for ready in server.prepared.deployments.values()))
+    for extension in server.extensions:
+        if extension.sections:
+            problems += extension.check(server)[1]
+    return list(dict.fromkeys(map(hide_paths, problems)))
+
+
+def without_known(problems: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The problems that are not among the known ones. List indices do not count, since they change
+    when earlier entries do; but two problems are more than one.
+    """
+    index = re.compile(r"\[[0-9]+\]")
+    old = Counter(index.sub("[]", problem) for problem in known)
+    fresh = []
+    for problem in problems:
+        old.subtract([text := index.sub("[]", problem)])
+        if old[text] < 0:
+            fresh.append(problem)
+    return fresh
 
 
 def refuse_lockout(config: Config) -> None:
@@ -200,14 +223,14 @@ def take_over(server: ModelServer, call: Call, answer: dict[str, Any]) -> Reply:
     """Bring a written config into force: 201, or 500 if that causes problems that were not there
     before.
     """
-    known = {unnumbered(problem) for problem in server.manager.problems}
+    known = server.manager.problems
     try:
         _, body = server.reload(call.trace.remaining())
     except ServingError as error:  # it takes longer than the request has, or the server stops
         return reply(answer | {"error": error.message, "written": True}, int(error.status))
     answer["written"] = True
     details = body.get("details") if isinstance(body.get("error"), str) else []
-    fresh = [problem for problem in details or () if unnumbered(problem) not in known]
+    fresh = without_known(details or (), known)
     if not fresh:
         return reply(answer | {"problems": list(details or ())}, HTTPStatus.CREATED)
     text = "The config is in force, but it has problems: " + "; ".join(fresh)
@@ -258,14 +281,15 @@ def view_config_history(server: ModelServer, call: Call) -> Reply:
 def view_rollback(server: ModelServer, call: Call) -> Reply:
     """Go back to the config before the last change, or to the kept state named `to`.
 
-    If the file is invalid, that was the last change, so the config in force is written back.
+    If the file was edited and is not in force, that was the last change, so the config in force is
+    written back.
     """
     body = read_body(server, call)
     name = read_one_member(body, "to") if body.strip() else None
     file, found = management_of(server).file, list[Any]()
 
     def change(text: bytes) -> bytes:
-        if name is None and find_problem(server, text):
+        if name is None and text != server.manager.text:
             return server.manager.text
         found.append(file.find_kept(text, name))
         return found[0].path.read_bytes()

@@ -194,6 +194,8 @@ def move_in(folder: Path, base: Path, version: int | None) -> int:
     with picking:
         taken = list_versions(str(base))
         number = max(taken, default=0) + 1 if version is None else version
+        if number >= 2**63:
+            raise ServingError("The highest version is taken: name a free one", "ALREADY_EXISTS")
         if number in taken or (base / str(number)).exists():
             text = f"Version {number} is there already: versions are not replaced"
             raise ServingError(text, "ALREADY_EXISTS")
@@ -259,9 +261,18 @@ def view_project(server: ModelServer, call: Call, project: str) -> Reply:
         root, given = read_project(folder / "sent")
         check_syntax(root)
         replied = publish_project(server, call, given, place_project(root, home))
-    for old in numbered(home)[:-KEPT_PROJECTS]:
-        shutil.rmtree(home / str(old), ignore_errors=True)
+    remove_old(server, home)
     return replied
+
+
+def remove_old(server: ModelServer, home: Path) -> None:
+    """Remove a project's earlier folders, but those of a config that a rollback may go back to."""
+    file = management_of(server).file
+    with suppress(OSError, ServingError):  # of a config that cannot be read: nothing is removed
+        named = b"".join([file.read(), *(one.path.read_bytes() for one in file.kept())])
+        for old in numbered(home)[:-KEPT_PROJECTS]:
+            if not re.search(rb"\b%s/%d\b" % (re.escape(home.name).encode(), old), named):
+                shutil.rmtree(home / str(old), ignore_errors=True)
 
 
 def publish_project(server: ModelServer, call: Call, given: dict[str, Any], place: Path) -> Reply:
@@ -340,7 +351,8 @@ def rebase(given: dict[str, Any], place: Path, prefix: str) -> dict[str, Any]:
     def function_of(reference: str) -> str:
         module, _, name = reference.rpartition(":")
         file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
-        return f"{prefix}/{file}:{name}" if (place / file).is_file() else reference
+        is_file = module == file or (place / file).is_file()  # a file that is not there is told so
+        return f"{prefix}/{file}:{name}" if is_file else reference
 
     def handler_of(one: dict[str, Any]) -> dict[str, Any]:
         found = {name: moved(one[name]) for name in ("project", "model_dir") if one.get(name)}
@@ -364,7 +376,11 @@ def replace_own(
 
     Raises ServingError 409 for a name that somebody else's has.
     """
-    others = [one for one in config.get(section, []) if not entry_of(one)[1].startswith(own)]
+    others = [
+        one
+        for one in config.get(section, [])
+        if not entry_of(one)[1].startswith(own) and one not in entries  # `json:dumps` again
+    ]
     names = {entry_of(one)[0] for one in others}
     for one in entries:
         if entry_of(one)[0] in names:

@@ -204,7 +204,7 @@ class ConfigFile:
         try:
             return read_file(self.path)
         except OSError as error:
-            raise unwritable(f"it cannot be read: {error.strerror}") from None
+            raise unwritable(str(error.strerror), "The config file cannot be read") from None
 
     def problem(self) -> str:
         """Why the file cannot be changed; empty where it can."""
@@ -261,7 +261,11 @@ class ConfigFile:
                     "The config file has been changed by somebody else just now: read it again",
                     status=412,
                 )
-            replace(path, new, path)
+            try:
+                replace(path, new, path)
+            except OSError:
+                kept.unlink(missing_ok=True)
+                raise
         for one in self.kept()[KEPT_CONFIGS:]:
             with contextlib.suppress(OSError):
                 one.path.unlink()

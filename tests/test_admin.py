@@ -421,6 +421,56 @@ def test_rollback_of_a_config_that_somebody_has_broken_goes_back_to_the_one_in_f
     assert site.read() == site.config
 
 
+def test_rollback_of_an_edit_that_is_not_in_force_goes_back_to_the_config_in_force(site):
+    assert site.ask("POST", "/v1/keys", {"name": "ann"}).status_code == 201
+    in_force = site.path.read_text()
+    site.path.write_text(json.dumps({**site.read(), "import_modules": ["json"]}))
+    assert site.ask("POST", "/v1/config/rollback").status_code == 201
+    assert site.path.read_text() == in_force
+
+
+@pytest.mark.parametrize("dry_run", ["?dry_run=1", ""])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"handlers": [{"path": "/f", "function": "nofile.py:run"}]}, "handlers[0].function"),
+        ({"deployments": [{"id": "x", "model": "d", "label_map": "nope.txt"}]}, "nope.txt"),
+        ({"model_config_list": []}, "pipeline_config_list[0]"),
+    ],
+)
+def test_what_check_finds_wrong_is_refused_and_nothing_changes(tmp_path, change, told, dry_run):
+    request = {"node_name": "request", "data_item": "x"}
+    node = {"name": "n", "model_name": "m", "type": "DL model", "inputs": [{"x": request}]}
+    outputs = [{"y": {"node_name": "n", "data_item": "y"}}]
+    node["outputs"] = [{"data_item": "y", "alias": "y"}]
+    pipe = {"name": "p", "inputs": ["x"], "nodes": [node], "outputs": outputs}
+    site = Site(tmp_path, pipeline_config_list=[pipe], deployments=[])
+    assert not site.server.manager.problems
+    before = site.path.read_bytes()
+    new = {**site.config, **change}
+    answer = site.ask("PUT", f"/v1/config/file{dry_run}", new, **{"If-Match": "*"})
+    assert answer.status_code == 400 and told in answer.json["error"]
+    assert site.path.read_bytes() == before and not site.server.manager.problems
+    site.server.stop()
+
+
+def test_a_new_problem_like_an_old_one_is_new(site):
+    site.kinds.pop("m")  # its folder has gone
+    site.server.reload()
+    assert site.ask("PUT", "/deployments/more", {"model": "d"}).status_code == 201
+    new = site.read()
+    new["model_config_list"].append({"config": {"name": "typo", "base_path": "typo"}})
+    answer = site.ask("PUT", "/v1/config/file", new, **{"If-Match": "*"})
+    assert answer.status_code == 400 and "base_path cannot be read" in answer.json["error"]
+
+
+def test_a_config_file_that_is_gone_is_told_to_who_reads_it(site):
+    site.path.unlink()
+    answer = site.ask("GET", "/v1/config/file")
+    assert answer.status_code == 409
+    assert answer.json["error"] == "The config file cannot be read: No such file or directory"
+
+
 def test_the_last_ten_are_kept(site):
     for number in range(13):
         site.ask("PATCH", "/deployments/pictures", {"top_k": number + 1})
@@ -475,6 +525,21 @@ def test_a_disk_that_refuses_leaves_the_old_config(site, monkeypatch):
             assert site.ask("PUT", "/deployments/x", {"model": "d"}).status_code == status
         assert site.path.read_bytes() == before
         assert site.files() == ["config.json"]
+
+
+def test_a_disk_that_is_full_between_two_writes_keeps_no_state_of_a_change(site, monkeypatch):
+    import errno
+
+    replace = os.replace
+
+    def refuse(source, target):
+        if os.path.basename(target) == site.path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert site.ask("PUT", "/deployments/x", {"model": "d"}).status_code == 507
+    assert site.files() == ["config.json"] and site.read() == site.config
 
 
 def test_a_config_of_a_program_is_409():

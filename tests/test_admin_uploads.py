@@ -436,6 +436,43 @@ HANDLER = {
 }
 
 
+def project(function):
+    config = {"model_config_list": [], "handlers": [{"path": "/double", "function": function}]}
+    return {**HANDLER, "config.json": json.dumps(config).encode()}
+
+
+def test_a_rollback_finds_the_project_as_it_was_after_any_number_of_uploads(rest, tmp_path):
+    assert send(rest, "/v1/projects/doubler", zipped(HANDLER), "PUT").status_code == 201
+    wrong = {**HANDLER, "handler.py": b"1 / 0\n"}
+    for _ in range(12):
+        assert send(rest, "/v1/projects/doubler", zipped(wrong), "PUT").status_code == 500
+        assert send(rest, "/v1/config/rollback", b"").status_code == 201
+        assert rest.post("/double", 4, headers=ADMIN).json == 8
+
+
+def test_a_misspelled_file_of_a_project_is_refused(rest, tmp_path):
+    before = tree(tmp_path)
+    sent = send(rest, "/v1/projects/doubler", zipped(project("handlr.py:double")), "PUT")
+    assert sent.status_code == 400 and "handlr.py: no such file" in sent.json["error"]
+    assert tree(tmp_path) == before
+    assert send(rest, "/v1/projects/doubler", zipped(HANDLER), "PUT").status_code == 201
+
+
+def test_a_project_whose_function_is_a_librarys_is_sent_again(rest):
+    for status in (201, 200):
+        sent = send(rest, "/v1/projects/lib", zipped(project("json:dumps")), "PUT")
+        assert sent.status_code in (status, 201), sent.json
+    assert rest.post("/double", 4, headers=ADMIN).status_code == 200
+
+
+def test_after_the_highest_version_there_is_none(rest, tmp_path):
+    body = zipped(files_of(MODEL))
+    assert send(rest, f"/v1/models/half/versions/{2**63 - 1}", body, "PUT").status_code == 201
+    told = send(rest, "/v1/models/half/versions", body)
+    assert_error(told, 409, "The highest version is taken: name a free one...")
+    assert os.listdir(tmp_path / "models/half") == [str(2**63 - 1)]
+
+
 def test_a_project_that_is_sent_answers_and_is_replaced(rest, tmp_path):
     first = send(rest, "/v1/projects/doubler", zipped(HANDLER), "PUT")
     assert first.status_code == 201 and first.json["handlers"] == ["/double"]

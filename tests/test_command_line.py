@@ -354,6 +354,16 @@ def test_files_that_are_no_model_say_what_to_serve(tmp_path, capsys, monkeypatch
         serving.list_versions(str(tmp_path / name))
 
 
+def test_two_commands_at_once_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text('{"model_config_list": []}')
+    for first, second in (("--check", "--doctor"), ("--doctor", "--check")):
+        status, said = refusal(capsys, "c.json", first, second)
+        assert status == 2 and said.endswith("are two commands: give one")
+    status, said = refusal(capsys, "c.json", "--check", "--manifest", "m")
+    assert status == 2 and not (tmp_path / "m").exists()
+
+
 def test_wrong_configs_and_arguments_are_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.json").write_text(

@@ -81,7 +81,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -200,7 +200,11 @@ class ConfigError(ServingError):
     def __init__(self, path: str, problem: str):
         text = f"{path}: {problem}" if path else problem
         super().__init__(text, status=HTTPStatus.PRECONDITION_FAILED)
-        self.path = path
+        self.path, self.problem = path, problem
+
+    def __reduce__(self) -> tuple:
+        """For `pickle`, which takes it from one process to another."""
+        return type(self), (self.path, self.problem), vars(self)
 
     def all(self) -> "list[ConfigError]":
         """This error and at most `MOST_OTHERS` of the others."""
@@ -1888,6 +1892,8 @@ def load_config(
     if isinstance(source, Mapping):
         value, folder, stem = dict(source), Path.cwd(), "serving"
         refuse_twice(value, "$")
+    elif not isinstance(source, str | os.PathLike):
+        raise TypeError(f"config: expected a path, a dict or a Config, got {repr(source)[:60]}")
     else:
         value = read_config(read_file(Path(source)) if text is None else text)
         folder, stem = Path(source).absolute().parent, Path(source).stem
@@ -3126,11 +3132,13 @@ def tensorflow() -> Any:
     """
     began = time.monotonic()
     logger.info("Importing TensorFlow")
+    found: Future = Future()
+    # At exit, Python waits for a thread that is no daemon before it runs `atexit` functions. One of
+    # these is h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV. A
+    # pool would do nothing any more where a program's main thread has ended.
+    threading.Thread(target=import_into, args=(found,), name="serving-import").start()
     try:
-        # At exit, Python waits for pool threads before it runs `atexit` functions. One of these is
-        # h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV.
-        with ThreadPoolExecutor(1, "serving-import") as pool:
-            tensorflow = pool.submit(import_tensorflow).result()
+        tensorflow = found.result()
     except Exception as error:
         problem = (
             f"TensorFlow cannot be imported: {explain(error)}. If two threads imported it, or "
@@ -3152,6 +3160,13 @@ def tensorflow() -> Any:
 
 
 IMPORTED: list[float] = []  # when the import ended: a load's time counts from then at the earliest
+
+
+def import_into(found: Future) -> None:
+    try:
+        found.set_result(import_tensorflow())
+    except BaseException as error:
+        found.set_exception(error)
 
 
 def import_tensorflow() -> Any:
@@ -5430,6 +5445,8 @@ class ModelManager:
         tried, trace.waited = self._tried[model], True
         if trace.deadline < math.inf:
             patience = min(self.config.server.load_wait_seconds, trace.remaining())
+            if self._ending.is_set():
+                raise ServingError("The server is stopping", "UNAVAILABLE")
             if not tried.wait(patience):
                 raise ServingError(f"Model {model} is still loading", "UNAVAILABLE")
         while not tried.is_set():
@@ -8013,8 +8030,8 @@ class Call:
                 status=411,
             )
         try:
-            if self.site is not None and "stream" in vars(self.site):  # a hook has read the body
-                data = body_of(self.site)
+            if self.site is not None:
+                data = body_of(self.site, limit)
             elif length:
                 data = self.environ["wsgi.input"].read(length)
             else:
@@ -8030,14 +8047,19 @@ class Call:
         return data
 
 
-def body_of(site: Request) -> bytes:
-    """The body of a request that a hook of the site has read already, from Flask's cache.
+def body_of(site: Request, limit: int) -> bytes:
+    """The body of a site's request, read by Flask, which keeps it for the site's hooks, those
+    before a view and those after it.
 
-    Raises ServingError when Flask has cached nothing: after a parsed form or with `cache=False`.
+    Raises ServingError when a hook has read it and Flask has kept nothing: after a parsed form or
+    with `cache=False`; HTTPException for a body in chunks of more than `limit` bytes.
     """
+    was_read = "stream" in vars(site)
+    if not was_read:
+        site.max_content_length = limit + 1
     data = site.get_data()
     is_chunked = "chunked" in site.headers.get("Transfer-Encoding", "").lower()
-    if not data and (site.content_length or is_chunked):
+    if was_read and not data and (site.content_length or is_chunked):
         text = (
             "A hook of this site has already read the request's body, which can be read only "
             "once. Let the hook skip these URLs, or call request.get_data() in it before "
@@ -8127,6 +8149,7 @@ def tell_error(error: BaseException, call: Call, envelope: Envelope) -> Reply:
             kind = answer.content_type or ""
             return Reply(answer.get_data(), answer.status_code, kind, others)
         text, status = error.description or error.name, error.code or 500
+        headers = dict(pair for pair in error.get_headers() if pair[0] != "Content-Type")
     else:
         return tell_unexpected(error, call, envelope)
     if not isinstance(text, str):
@@ -10364,6 +10387,7 @@ def run(
         host = os.environ.get("SERVING_HOST") or HOST
     if port is None:
         port = read_port(os.environ.get("SERVING_PORT") or str(PORT))
+    read_port(str(port), "port")
     with Process() as process:
         process.quiet_libraries()
         process.tend_memory()

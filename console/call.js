@@ -92,6 +92,6 @@ export class Caller {
 async function readAnswer(response) {
 	const type = response.headers.get("Content-Type") ?? "";
 	if (response.status === 204) return {answer: null};
-	if (!type.includes("json")) return {answer: await (type.startsWith("text/") ? response.text() : response.blob())};
+	if (!/[/+]json/.test(type)) return {answer: await (/^text|json/.test(type) ? response.text() : response.blob())};
 	return readJson(await response.text());
 }

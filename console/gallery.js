@@ -24,6 +24,7 @@ export class Gallery {
 
 	add(files) {
 		this.element.hidden = false;
+		this.panel.caller.fail("");
 		for (const blob of files) {
 			const canvas = make("canvas"), text = make("span", blob.name);
 			const picture = {blob, name: blob.name, canvas, text, state: "waiting", predictions: []};

@@ -43,14 +43,12 @@ async function choose(names, visit) {
 	const own = (shown = {visit, names: found ? [found.kind.id, found.one.name] : names, state: found?.one.state});
 	list();
 	if (!found) return fill(panel, make("p.empty", nothing(names.at(-1))));
-	const module = await load(found.kind.module).catch(({message}) => {
+	const leave = await load(found.kind.module).then((module) => shown === own && module.show(panel, found.one)).catch(({message}) => {
 		own.state = ""; // try at the next catalogue
 		if (shown === own) fill(panel, make("p.error", message));
 	});
-	if (!module || shown !== own) return;
-	const leave = await module.show(panel, found.one);
 	if (shown === own) own.leave = leave;
-	else leave?.();
+	else if (leave) leave();
 }
 
 function list() {

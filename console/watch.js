@@ -68,7 +68,7 @@ function charts({time, server}, one, isAll) {
 	const {p50, p90, p99} = one.latency, mib = (values) => ({memory: values.map((value) => value && value / 2 ** 20)});
 	return [chart("Requests a minute", one.requests, {stacked: true, colours: STATUSES}), chart("Latency", {p50, p90, p99}, {unit: " ms", digits: 2}),
 		chart("Parts of the latency, mean", waits, {unit: " ms", stacked: true, colours: PARTS, digits: 2}), chart("Rows run at once, mean", {rows: one.batch_size}), batches(one.total.batch_sizes),
-		isAll || [chart("In flight, mean", {requests: one.in_flight}, {digits: 3}), chart("Queue, mean", {requests: one.queue}, {digits: 3}), chart("Refused", {requests: one.refused}, {digits: 0})],
+		!isAll && [chart("In flight, mean", {requests: one.in_flight}, {digits: 3}), chart("Queue, mean", {requests: one.queue}, {digits: 3}), chart("Refused", {requests: one.refused}, {digits: 0})],
 		isAll && [chart("In flight, most", {requests: server.in_flight}, {digits: 0}), chart("Queue, mean", {requests: server.queue}), chart("Refused", {requests: server.refused}, {digits: 0}),
 		chart("CPU, of one core", {CPU: server.cpu_percent}, {unit: " %"}), chart("Memory", mib(server.memory_bytes), {unit: " MiB", digits: 0}),
 		chart("GPU memory", mib(server.gpu_memory_bytes), {unit: " MiB", digits: 0}), chart("GPU use", {use: server.gpu_utilisation_percent}, {unit: " %"})]];

@@ -111,6 +111,9 @@ def find_envelope(server: ModelServer, name: str | None) -> Envelope | None:
     return known[name]
 
 
+CALLED_BY = {"GET", "POST", "PUT", "PATCH", "DELETE"}  # as the option `methods` takes them
+
+
 def declare(
     server: ModelServer, path: str, function: Callable, methods: Sequence[str], envelope: str | None
 ) -> Endpoint:
@@ -119,7 +122,12 @@ def declare(
     It replaces an earlier one of its path, as a notebook's cell does that runs again. Raises
     ServingError for a path or envelope that no config takes, HandlerError for the function.
     """
-    if not re.fullmatch(HANDLER_PATH, path):
+    if isinstance(methods, str) or not methods or not CALLED_BY.issuperset(methods):
+        text = (
+            f"endpoint methods: expected a list of {', '.join(sorted(CALLED_BY))}, got {methods!r}"
+        )
+        raise ServingError(text, "INVALID_ARGUMENT")
+    if not isinstance(path, str) or not re.fullmatch(HANDLER_PATH, path):
         raise ServingError(
             "endpoint path: expected something like /alice/caption, and no part . or .., got "
             f"{path!r}",

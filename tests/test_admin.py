@@ -464,6 +464,17 @@ def test_a_new_problem_like_an_old_one_is_new(site):
     assert answer.status_code == 400 and "base_path cannot be read" in answer.json["error"]
 
 
+def test_a_site_that_compresses_may_add_the_coding_to_the_tag(site):
+    """As Flask-Compress and nginx do; RFC 9110, 8.8.3.3 has the first."""
+    for end in (":zstd", "-gzip"):
+        tag = site.etag()[:-1] + f'{end}"'
+        assert (
+            site.ask("PUT", "/v1/config/file", site.read(), **{"If-Match": tag}).status_code == 200
+        )
+    wrong = '"0000:zstd"'
+    assert site.ask("PUT", "/v1/config/file", site.read(), **{"If-Match": wrong}).status_code == 412
+
+
 def test_a_config_file_that_is_gone_is_told_to_who_reads_it(site):
     site.path.unlink()
     answer = site.ask("GET", "/v1/config/file")

@@ -1,6 +1,7 @@
 """Wrong configs, each with its JSON path and text; right ones, OpenVINO Model Server's among them; the JSON Schema."""
 
 import json
+import pickle
 import re
 import sys
 
@@ -437,6 +438,20 @@ def test_text_of_protobuf_as_its_own_parser_takes_it(mark):
     read = serving.read_config(mark + text)
     assert read == serving.read_config(text.replace(b"<", b"{").replace(b">", b"}"))
     assert read["model_config_list"][0]["config"]["base_path"] == "/m"
+
+
+@pytest.mark.parametrize("source", [None, ["config.json"], b"config.json", serving.Config])
+def test_a_source_that_is_none_is_told_by_its_type(source):
+    with pytest.raises(TypeError, match="config: expected a path, a dict or a Config, got"):
+        serving.ModelServer(source)
+
+
+def test_errors_of_a_config_pass_from_process_to_process():
+    with pytest.raises(serving.ConfigError) as raised:
+        serving.load_config({"model_config_list": 3, "nothing": 1})
+    copied = pickle.loads(pickle.dumps(raised.value))
+    assert [str(one) for one in copied.all()] == [str(one) for one in raised.value.all()]
+    assert copied.path == raised.value.path and copied.status == raised.value.status
 
 
 def test_a_long_wrong_text_is_cut():

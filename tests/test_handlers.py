@@ -451,6 +451,19 @@ def test_wrong_handlers_in_the_config(handler, text):
     assert raised.value.message.startswith(f"$.handlers[0]{text}")
 
 
+@pytest.mark.parametrize("methods", ["POST", ["post"], ["HEAD"], (), [3]])
+def test_methods_from_python_are_those_of_a_config(methods):
+    server = fake_server({}, auth=AUTH)
+    with pytest.raises(serving.ServingError, match="endpoint methods: expected a list of DELETE"):
+        server.endpoint("/m", methods=methods)(lambda inputs: inputs)
+    with pytest.raises(serving.ServingError, match="endpoint path"):
+        server.endpoint(3)(lambda inputs: inputs)
+    config = {"path": "/m", "function": "json:dumps", "methods": methods}
+    if methods:  # what a config with the same refuses
+        with pytest.raises(serving.ConfigError):
+            serving.ModelServer({"model_config_list": [], "handlers": [config]})
+
+
 def test_endpoints_from_python(how):
     server = fake_server({}, auth=AUTH)
 

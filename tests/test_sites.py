@@ -36,6 +36,8 @@ from flask_limiter.util import get_remote_address
 from flask_wtf.csrf import CSRFProtect
 from PIL import Image
 from sites import csrf, factory, limited, members, shared
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import TooManyRequests, Unauthorized
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
@@ -437,6 +439,41 @@ def test_a_body_that_a_hook_has_read_is_answered(server, look):
     for headers in ({}, {"Content-Type": "application/json"}):
         response = client.post("/ml/v1/models/m:predict", headers=headers, **PREDICT)
         assert response.json == ANSWER, headers
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_hook_after_the_view_finds_the_body_as_in_a_view_of_flasks(server, chunked):
+    site, seen = flask.Flask("site"), []
+    site.register_blueprint(serving.create_blueprint(server), url_prefix="/ml")
+    site.add_url_rule("/own", "own", lambda: "", methods=["POST"])
+    site.after_request(lambda answer: seen.append(flask.request.get_data()) or answer)
+    environ = {"wsgi.input_terminated": True} if chunked else {}
+    for url in ("/own", "/ml/v1/models/m:predict"):
+        body = {"input_stream": io.BytesIO(PREDICT["data"].encode())} if chunked else PREDICT
+        headers = {"Transfer-Encoding": "chunked"} if chunked else {}
+        answer = site.test_client().post(url, headers=headers, environ_overrides=environ, **body)
+        assert answer.status_code == 200
+    assert seen[0] == seen[1] == PREDICT["data"].encode() and answer.json == ANSWER
+
+
+BASIC = WWWAuthenticate("basic", {"realm": "x"})
+
+
+@pytest.mark.parametrize(
+    "error, name, value",
+    [
+        (Unauthorized(www_authenticate=BASIC), "WWW-Authenticate", str(BASIC)),
+        (TooManyRequests(retry_after=30), "Retry-After", "30"),
+    ],
+)
+def test_an_error_of_a_sites_check_keeps_its_headers(server, error, name, value):
+    def check(request):
+        raise error
+
+    client = serving.create_app(server, authorize=check).test_client()
+    answer = client.get("/usage")
+    assert answer.status_code == error.code
+    assert answer.headers[name] == value and len(answer.headers.getlist("Content-Type")) == 1
 
 
 def test_a_form_that_a_hook_looks_for_in_json_takes_nothing_away(server):

@@ -3136,7 +3136,7 @@ def tensorflow() -> Any:
     # At exit, Python waits for a thread that is no daemon before it runs `atexit` functions. One of
     # these is h5py's, which comes with TensorFlow: run during the import, it ends in SIGSEGV. A
     # pool would do nothing any more where a program's main thread has ended.
-    threading.Thread(target=import_into, args=(found,), name="serving-import").start()
+    threading.Thread(target=import_into, args=(found,), name="serving-import", daemon=False).start()
     try:
         tensorflow = found.result()
     except Exception as error:

@@ -198,6 +198,18 @@ def test_an_import_of_tensorflow_ends_before_the_process(tmp_path, failures):
     assert not failures or lines[0].startswith(told)
 
 
+def test_a_server_that_a_thread_starts_last_of_all_imports_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(f"FAILURES = 0\n{TENSORFLOW}")
+    lines = python(
+        f"import sys, threading, time; sys.path.insert(0, {str(tmp_path)!r}); import serving\n"
+        "def work():\n"
+        "    threading.main_thread().join()\n"
+        "    print(serving.tensorflow().version.VERSION, flush=True)\n"
+        "threading.Thread(target=work).start()"
+    )
+    assert lines == ["begun", "0", "ended well"]
+
+
 # --- dropped servers --------------------------------------------------------------------------------------
 
 DROPPED = """

@@ -1906,6 +1906,17 @@ def test_a_handler_keeps_its_last_body_and_shows_pictures(page):
     assert page.js("return document.querySelector('#panel .body').value") == '{"n": 1}'
 
 
+def test_an_answer_of_json_lines_is_shown_as_it_is(page):
+    page.open("try/%2Fecho")
+    page.js(
+        """const real = window.fetch, headers = {'Content-Type': 'application/x-ndjson'};
+        window.fetch = (url, ...more) => `${url.url ?? url}`.endsWith('/echo')
+            ? Promise.resolve(new Response('{"i": 0}\\n{"i": 1}\\n', {headers})) : real(url, ...more)"""
+    )
+    page.click("Send")
+    page.says('{"i": 0}\n{"i": 1}')
+
+
 # --- waiting, errors, code -----------------------------------------------------------------------
 
 
@@ -2101,6 +2112,20 @@ def test_an_entry_that_is_chosen_while_the_server_is_gone_comes_when_it_is_back(
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
     page.wait("document.querySelector('#panel .body')")
     page.wait("document.querySelector('#contact').hidden")
+
+
+def test_a_model_that_is_chosen_while_the_server_is_gone_comes_when_it_is_back(page):
+    send = (
+        "[...document.querySelectorAll('#panel button')].some((one) => one.textContent === 'Send')"
+    )
+    page.open("try/table")  # what shows models is loaded; what this one takes is not
+    page.wait(send)
+    with offline(page.browser):
+        page.js("location.hash = 'try/models/cells'")
+        page.says("The server cannot be reached.", "#panel")
+        assert "no signature" not in page.text("#panel") and not page.js(f"return {send}")
+    page.wait(send)
+    assert "cannot be reached" not in page.text("#panel")
 
 
 def test_a_server_that_does_not_answer_is_not_asked_more_and_more(page):

@@ -358,6 +358,10 @@ def test_graphs_and_the_table_tell_what_stats_tells_without_the_pages_own_calls(
     for title in ("Requests a minute", "Latency, ms", "In flight, most", "Queue, mean", "Refused"):
         assert title in titles
     assert not [title for title in titles if "GPU" in title], "there is none here"
+    loose = (
+        "[...document.querySelector('.charts').childNodes].filter(({nodeType: kind}) => kind != 1)"
+    )
+    assert browser.execute_script(f"return {loose}.length") == 0
     everything = window(site, "all", "")["requests"]
     asked = "performance.getEntriesByType('resource').filter((one) => one.name.includes('window=')).length"
     before = browser.execute_script(f"return {asked}")
@@ -402,6 +406,10 @@ def test_the_table_is_sorted_by_a_click_and_a_name_opens_its_graphs(page, site):
     shown = "[...document.querySelectorAll('.charts figcaption')].map((one) => one.textContent)"
     titles = browser.execute_script(f"return {shown}")
     assert titles[5:] == ["In flight, mean", "Queue, mean", "Refused"]
+    loose = (
+        "[...document.querySelector('.charts').childNodes].filter(({nodeType: kind}) => kind != 1)"
+    )
+    assert browser.execute_script(f"return {loose}.length") == 0
     assert len(titles) == 8, "CPU and memory are the process's: they are shown in all"
     browser.back()
     wait(browser, "document.querySelector('#watch-groups')")

@@ -1054,10 +1054,8 @@ def read_label_map(text: str, name: str = "") -> dict[int, str]:
                 raise ValueError(f"label map: it {why}, and so is read as JSON: {error}") from None
     if ending in (".yaml", ".yml") or re.search(r"^names\s*:", text, re.MULTILINE):
         return read_label_yaml(text)
-    names = [line.strip() for line in re.split(r"\r?\n|\r", text.rstrip())]
-    if "" in names:  # leaving it out would shift the names after it
-        raise ValueError(f"label map: line {names.index('') + 1} is empty; expected a name a line")
-    return label_map_of(names)
+    names = [line.strip() for line in re.split(r"\r?\n|\r", text)]
+    return label_map_of([name for name in names if name])
 
 
 ITEM = r"^\s*#?\s*item\s*:?\s*[{<]"  # how an entry of a .pbtxt begins
